@@ -1,0 +1,81 @@
+//! What a result backend is. The supervisor writes what children and native tasks hand it, in batches.
+//!
+//! The meta document is encoded where the task ran (by Celery's own backend object in a Python child, by
+//! [`crate::protocol::result`] for native tasks); here it is bytes with an id, a state and a time to live.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::Deserialize;
+
+use crate::error::BackendError;
+
+/// One result to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// Task id.
+    pub task_id: String,
+    /// State: `SUCCESS`, `FAILURE`, `STARTED`, `RETRY`, `REVOKED` or a custom one.
+    pub state: String,
+    /// The encoded meta document.
+    pub document: Bytes,
+    /// Where the document goes: the key (redis, file) or the reply queue (rpc). Empty: derived from the id.
+    pub key: String,
+    /// Kept this long; none: for ever.
+    pub expires: Option<Duration>,
+    /// MIME type of the document; rpc puts it on the message.
+    pub content_type: String,
+    /// Encoding of the document.
+    pub content_encoding: String,
+}
+
+/// A kind of backend at one address.
+#[async_trait]
+pub trait ResultBackend: Send + Sync {
+    /// The address, password masked.
+    fn address(&self) -> String;
+
+    /// Writes results in this order. A stored `SUCCESS` is never overwritten (Celery: the first SUCCESS wins).
+    /// The answer holds one entry a record; a retryable error means none of the failed ones was written.
+    async fn store(&self, records: &[Record]) -> Vec<Result<(), BackendError>>;
+
+    /// The stored document of a task, if there is one. Not all backends can (rpc cannot).
+    ///
+    /// # Errors
+    /// When the server cannot be reached or refuses.
+    async fn get(&self, task_id: &str) -> Result<Option<Bytes>, BackendError>;
+}
+
+/// What the configuration says of the backend.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct BackendConfig {
+    /// `result_backend`; empty: disabled.
+    #[serde(default)]
+    pub url: String,
+    /// Whether the supervisor writes: decided by the ladder (python/celeriac/ladder.py).
+    #[serde(default)]
+    pub native: bool,
+    /// `result_backend_transport_options`.
+    #[serde(default)]
+    pub transport_options: serde_json::Map<String, serde_json::Value>,
+    /// `result_expires`, seconds; none: never.
+    #[serde(default)]
+    pub expires: Option<f64>,
+    /// `redis_backend_use_ssl`.
+    #[serde(default)]
+    pub use_ssl: serde_json::Value,
+    /// `result_persistent` (rpc).
+    #[serde(default)]
+    pub persistent: bool,
+}
+
+/// The backend for an address, where it is spoken natively.
+///
+/// # Errors
+/// When the scheme is ours and the address is wrong.
+pub fn by_url(config: &BackendConfig) -> Result<Option<Arc<dyn ResultBackend>>, BackendError> {
+    let _ = config;
+    Ok(None)
+}

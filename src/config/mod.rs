@@ -1,0 +1,129 @@
+//! [`Config`]: typed, checked, built once, then frozen. With Python it comes as JSON from
+//! `python/celeriac/config.py`, which reads the app; a native app builds it with `Worker::builder()`.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+
+use crate::backend::BackendConfig;
+use crate::broker::topology::Queue;
+use crate::broker::{BrokerConfig, Control};
+use crate::error::Error;
+use crate::pool::PoolConfig;
+
+/// All that the worker is told before it starts.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Config {
+    /// Node name, `celery@host`.
+    pub hostname: String,
+    /// Broker.
+    pub broker: BrokerConfig,
+    /// Queues to consume, in order.
+    pub queues: Vec<Queue>,
+    /// `task_create_missing_queues`: whether `add_consumer` may name a new queue.
+    #[serde(default)]
+    pub create_missing_queues: bool,
+    /// Result backend.
+    pub backend: BackendConfig,
+    /// Pool.
+    pub pool: PoolConfig,
+    /// `worker_prefetch_multiplier`; 0: no bound.
+    pub prefetch_multiplier: u32,
+    /// `worker_disable_prefetch`.
+    #[serde(default)]
+    pub disable_prefetch: bool,
+    /// `worker_eta_task_limit`.
+    #[serde(default)]
+    pub eta_task_limit: Option<u32>,
+    /// Registered tasks.
+    pub tasks: HashMap<String, TaskPolicy>,
+    /// `accept_content` as MIME types.
+    pub accept_content: Vec<String>,
+    /// `timezone`, for times without an offset.
+    pub timezone: String,
+    /// Limits for tasks that have none of their own, seconds.
+    #[serde(default)]
+    pub time_limit: Option<f64>,
+    /// The soft one.
+    #[serde(default)]
+    pub soft_time_limit: Option<f64>,
+    /// Stopping.
+    pub shutdown: ShutdownConfig,
+    /// Remote control; none: off.
+    #[serde(default)]
+    pub control: Option<Control>,
+    /// Whether INFO lines are wanted at all, so that none are built in vain.
+    #[serde(default)]
+    pub log_info: bool,
+}
+
+/// What a task's attributes say about settling and limits.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct TaskPolicy {
+    /// `acks_late`.
+    #[serde(default)]
+    pub acks_late: bool,
+    /// `acks_on_failure`, resolved.
+    #[serde(default = "yes")]
+    pub acks_on_failure: bool,
+    /// `acks_on_timeout`, resolved.
+    #[serde(default = "yes")]
+    pub acks_on_timeout: bool,
+    /// `reject_on_worker_lost`.
+    #[serde(default)]
+    pub reject_on_worker_lost: bool,
+    /// `retry_on_worker_lost`.
+    #[serde(default)]
+    pub retry_on_worker_lost: bool,
+    /// `time_limit`, seconds.
+    #[serde(default)]
+    pub time_limit: Option<f64>,
+    /// `soft_time_limit`, seconds.
+    #[serde(default)]
+    pub soft_time_limit: Option<f64>,
+    /// `rate_limit`: tasks a second.
+    #[serde(default)]
+    pub rate_limit: Option<f64>,
+    /// `ignore_result`.
+    #[serde(default)]
+    pub ignore_result: bool,
+}
+
+/// Stopping.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct ShutdownConfig {
+    /// `worker_soft_shutdown_timeout`, seconds.
+    #[serde(default)]
+    pub soft_timeout: f64,
+    /// `worker_enable_soft_shutdown_on_idle`.
+    #[serde(default)]
+    pub soft_on_idle: bool,
+    /// `REMAP_SIGTERM=SIGQUIT`.
+    #[serde(default)]
+    pub term_is_quit: bool,
+    /// SIGHUP restarts: only where stdout is no terminal.
+    #[serde(default)]
+    pub hup_restarts: bool,
+    /// `worker_cancel_long_running_tasks_on_connection_loss`.
+    #[serde(default)]
+    pub cancel_on_connection_loss: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Config {
+    /// Reads and checks a configuration.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the field.
+    pub fn from_json(text: &str) -> Result<Self, Error> {
+        let config: Self =
+            serde_json::from_str(text).map_err(|error| Error::Config(format!("configuration: {error}")))?;
+        if config.broker.urls.is_empty() {
+            return Err(Error::Config("broker_url is empty: there is no broker to consume from".to_owned()));
+        }
+        Ok(config)
+    }
+}

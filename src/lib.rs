@@ -1,0 +1,12 @@
+//! celeriac: the Celery worker, rebuilt in Rust.
+
+pub mod backend;
+pub mod broker;
+pub mod clock;
+pub mod config;
+pub mod error;
+pub mod pool;
+pub mod protocol;
+#[cfg(feature = "python")]
+mod python;
+pub mod worker;

@@ -1,0 +1,238 @@
+//! What a pool is: a number of slots that run one task each, and the events that tell how it went.
+//!
+//! A pool runs jobs and reports; it decides nothing about messages. A [`Slot`] is the right to run one
+//! task; only an idle slot takes a job, so no task ever waits behind a long one.
+
+pub mod ipc;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::backend::Record;
+use crate::protocol::{DeliveryInfo, Json};
+
+/// Names a job within one worker; never reused.
+pub type JobId = u64;
+
+/// A task handed to the pool: everything that a child needs to build `request` and run the tracer.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Its name.
+    pub id: JobId,
+    /// Registered task name.
+    pub task: String,
+    /// Task id.
+    pub task_id: String,
+    /// All message headers, as they came.
+    pub headers: Json,
+    /// All message properties.
+    pub properties: Json,
+    /// Where it came from.
+    pub info: DeliveryInfo,
+    /// The body, still serialized.
+    pub body: Bytes,
+    /// MIME type of the body.
+    pub content_type: String,
+    /// Encoding of the body.
+    pub content_encoding: String,
+    /// Whether the broker is told at [`Event::Accepted`]; the child then reports it at once.
+    pub acks_early: bool,
+}
+
+/// How a task ended, as data. Not an error of ours.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// It returned.
+    Success {
+        /// Text of the result, as `task-succeeded` shows it.
+        result: String,
+        /// Seconds.
+        runtime: f64,
+    },
+    /// It raised; the child has stored the failure and sent the errbacks.
+    Failure {
+        /// `repr` of the exception.
+        exception: String,
+        /// Its traceback.
+        traceback: String,
+        /// Seconds.
+        runtime: f64,
+    },
+    /// It asked to be retried; the child has sent the new message.
+    Retry {
+        /// `repr` of the reason.
+        exception: String,
+        /// Its traceback.
+        traceback: String,
+    },
+    /// It raised `Ignore`.
+    Ignored,
+    /// It raised `Reject`.
+    Rejected {
+        /// Whether the message goes back to its queue.
+        requeue: bool,
+        /// `repr` of the reason.
+        exception: String,
+        /// Its traceback.
+        traceback: String,
+    },
+    /// The body could not be decoded; the task was never started nor accepted.
+    Undecodable {
+        /// What the decoder said.
+        reason: String,
+    },
+    /// The body decoded to something that is no task (not three items, arguments of the wrong kind);
+    /// never started nor accepted.
+    Malformed {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The child died under it.
+    WorkerLost {
+        /// As Celery words it: `signal 9 (SIGKILL)`, `exitcode 1`.
+        status: String,
+    },
+    /// It passed its hard limit and its child was killed.
+    TimedOut {
+        /// The limit, seconds.
+        limit: f64,
+    },
+    /// Its child was killed because the task was revoked with terminate, or cancelled at a cold stop.
+    Terminated,
+}
+
+/// What a pool tells the worker.
+#[derive(Debug)]
+pub enum Event {
+    /// A slot can take a job.
+    Up {
+        /// Which slot.
+        slot: SlotId,
+        /// Its process.
+        pid: u32,
+    },
+    /// A child has decoded a job and starts it. Only for jobs with `acks_early`; others are accepted by being
+    /// sent, as only idle children are sent any.
+    Accepted {
+        /// Which job.
+        job: JobId,
+    },
+    /// A result is to be written. When `confirm` is there the child waits: [`Pool::stored`] answers it.
+    Store {
+        /// The job whose child asks, 0 outside a job.
+        job: JobId,
+        /// What to write.
+        record: Record,
+        /// What to answer with.
+        confirm: Option<StoreId>,
+    },
+    /// A job ended; its slot is idle again unless the child is being replaced.
+    Ended {
+        /// Which job.
+        job: JobId,
+        /// How.
+        outcome: Outcome,
+    },
+    /// A slot is gone (its child died, was recycled or shrunk away). A job that ran in it has had, or gets
+    /// right after, its own `Ended`.
+    Down {
+        /// Which slot.
+        slot: SlotId,
+    },
+    /// The pool cannot go on (its children cannot be started); the worker must end with this message.
+    Broken(String),
+}
+
+/// Names a slot of a pool. A replaced child has the slot of the one it replaces.
+pub type SlotId = u32;
+
+/// Names a store that a child waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StoreId {
+    /// The slot that waits.
+    pub slot: SlotId,
+    /// The child's own number for it.
+    pub serial: u64,
+}
+
+/// What interrupts a running job.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Interrupt {
+    /// `SoftTimeLimitExceeded` is raised in the task.
+    SoftLimit,
+    /// The child is killed; the job ends as [`Outcome::TimedOut`].
+    HardLimit(f64),
+    /// The child is sent this signal (15 for TERM) and then killed; the job ends as [`Outcome::Terminated`].
+    Terminate(i32),
+}
+
+/// A kind of pool.
+pub trait Pool: Send {
+    /// What `inspect stats` calls it: `prefork`, `threads`, `solo`, `native`.
+    fn name(&self) -> &'static str;
+
+    /// Whether time limits and terminate work.
+    fn interrupts(&self) -> bool;
+
+    /// How many slots there are when all children are up.
+    fn capacity(&self) -> usize;
+
+    /// How many slots can take a job now.
+    fn idle(&self) -> usize;
+
+    /// Processes, for `inspect stats`.
+    fn pids(&self) -> Vec<u32>;
+
+    /// Gives a job to an idle slot and says which, with its pid; gives it back when none is idle.
+    ///
+    /// # Errors
+    /// The job, when no slot is idle.
+    fn submit(&mut self, job: Job) -> Result<(SlotId, u32), Box<Job>>;
+
+    /// Interrupts a job. Unknown jobs (just ended) are ignored.
+    fn interrupt(&mut self, job: JobId, how: Interrupt);
+
+    /// Answers a child that waits for a store: `None` when it is written, else the error to raise there.
+    fn stored(&mut self, store: StoreId, error: Option<String>);
+
+    /// Adds slots.
+    fn grow(&mut self, by: usize);
+
+    /// Takes slots away, idle ones first.
+    fn shrink(&mut self, by: usize);
+
+    /// Lets every child leave through its exit hooks, kills at the deadline those that have not left, and
+    /// ends the zygote. Jobs still running are waited for until then. Events go on being sent meanwhile;
+    /// the event channel closes when all is over.
+    fn stop(&mut self, deadline: Instant);
+}
+
+/// A running pool and its events.
+pub struct Running {
+    /// The pool.
+    pub pool: Box<dyn Pool>,
+    /// Its events.
+    pub events: mpsc::Receiver<Event>,
+}
+
+/// Events that may wait: a burst of outcomes from all children; a full channel slows children, not the supervisor.
+pub const EVENT_CAPACITY: usize = 1024;
+
+/// What the configuration says of the pool.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PoolConfig {
+    /// `prefork`, `threads` or `solo`.
+    pub kind: String,
+    /// Number of slots.
+    pub concurrency: u32,
+    /// A child is replaced after so many tasks.
+    #[serde(default)]
+    pub max_tasks_per_child: Option<u32>,
+    /// A child is replaced after the task that left it above so many KiB.
+    #[serde(default)]
+    pub max_memory_per_child: Option<u64>,
+    /// A child that is not up after so many seconds is killed and replaced.
+    pub proc_alive_timeout: f64,
+}

@@ -1,0 +1,1 @@
+//! The meta document of a result, for tasks that ran in Rust.

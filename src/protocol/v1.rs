@@ -1,0 +1,1 @@
+//! Protocol 1 to protocol 2.

@@ -1,0 +1,141 @@
+//! What the worker asks of the program around it: the app's signal handlers, Celery's own code for the rare
+//! failures that the parent reports, logging. With Python this runs on the main thread (src/python/hooks.rs);
+//! a native app has its own. Nothing on the path of a healthy task waits here unless a handler is connected.
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+use crate::protocol::{DeliveryInfo, Message};
+
+/// A moment of the worker's life. Sent in order; most are not waited for.
+#[derive(Clone, Debug)]
+pub enum Notice {
+    /// Connected; `Connected to …` is logged and `worker.consumer.connection` is there.
+    Connected {
+        /// Masked address.
+        address: String,
+    },
+    /// Consuming for the first time: `worker_ready`.
+    Ready,
+    /// A stop was asked for: `worker_shutting_down`.
+    ShuttingDown {
+        /// `SIGTERM`, …
+        signal: String,
+        /// `Warm` or `Cold`.
+        how: &'static str,
+        /// The exit status it leads to.
+        exit_code: i32,
+    },
+    /// A text for the terminal, past logging, as Celery prints on signals.
+    Say(String),
+    /// SIGUSR1: stack traces of all threads to stderr.
+    Cry,
+}
+
+/// A message that the parent must account for itself, because no child will.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// What happened.
+    pub what: Incident,
+    /// The message.
+    pub message: Message,
+    /// Where it came from.
+    pub info: DeliveryInfo,
+    /// Process that ran it, if one did.
+    pub pid: Option<u32>,
+}
+
+/// What the parent reports.
+#[derive(Clone, Debug)]
+pub enum Incident {
+    /// No such task: FAILURE NotRegistered, `task_unknown`.
+    Unknown {
+        /// The name asked for.
+        task: String,
+    },
+    /// Settled unread: `task_rejected`.
+    Rejected {
+        /// Why; none for `Wrong destination?!?`.
+        reason: Option<String>,
+    },
+    /// The body could not be decoded: a log line and nothing else.
+    Undecodable {
+        /// What the decoder said.
+        reason: String,
+    },
+    /// Revoked, expired or terminated: REVOKED, `task_revoked`.
+    Revoked {
+        /// `revoked`, `expired` or `terminated`.
+        reason: &'static str,
+        /// Killed while it ran.
+        terminated: bool,
+        /// The signal that killed it.
+        signal: Option<i32>,
+        /// Past its `expires`.
+        expired: bool,
+    },
+    /// The child died: FAILURE WorkerLostError, or a retry where `retry_on_worker_lost` says so.
+    WorkerLost {
+        /// `signal 9 (SIGKILL)`.
+        status: String,
+        /// The message goes back to its queue: nothing is stored.
+        requeued: bool,
+    },
+    /// The hard limit: FAILURE TimeLimitExceeded, errbacks and signal once.
+    TimedOut {
+        /// Seconds.
+        limit: f64,
+        /// The message goes back to its queue.
+        requeued: bool,
+    },
+    /// `Reject(requeue=False)`: FAILURE, `task_failure`.
+    TaskRejected {
+        /// `repr` of the reason.
+        exception: String,
+        /// Its traceback.
+        traceback: String,
+    },
+    /// Cancelled at a cold stop after it was acknowledged: RETRY, `task_retry`.
+    Cancelled,
+    /// An `eta` that parses and lies outside of all time: FAILURE.
+    BadEta {
+        /// The reason.
+        reason: String,
+    },
+}
+
+/// The program around the worker.
+#[async_trait]
+pub trait Hooks: Send + Sync {
+    /// Something happened.
+    fn notice(&self, notice: Notice);
+
+    /// Writes a log record with the data that custom handlers read. Batched by the implementation.
+    fn log(&self, record: LogRecord);
+
+    /// Whether [`Hooks::received`] has anybody to tell.
+    fn wants_received(&self) -> bool;
+
+    /// `task_received`; the task is not started before this returns.
+    async fn received(&self, message: &Message, info: &DeliveryInfo);
+
+    /// Does what Celery's parent process does: stores, signals, errbacks, log lines. The message is settled after.
+    /// `true`: the work was retried under the same id (`retry_on_worker_lost`), so the message is to be acknowledged.
+    async fn report(&self, report: Report) -> bool;
+
+    /// A remote control command that is not ours: the app's own. `None`: no such command.
+    async fn control(&self, method: &str, arguments: Value) -> Option<Value>;
+}
+
+/// A line of the log, with logger name and level as Python's.
+#[derive(Clone, Debug)]
+pub struct LogRecord {
+    /// Logger.
+    pub logger: &'static str,
+    /// 10 DEBUG … 50 CRITICAL.
+    pub level: u8,
+    /// The text.
+    pub message: String,
+    /// `record.data`.
+    pub data: Option<Value>,
+}
