@@ -2,6 +2,7 @@
 
 mod message;
 pub mod result;
+pub mod time;
 pub mod v1;
 
 pub use message::{DeliveryInfo, Json, Kind, Message, TaskHeaders, TimeLimits};
