@@ -13,6 +13,7 @@ from celery.exceptions import NotRegistered, Reject, Retry, TimeLimitExceeded, W
 from celery.utils.saferepr import saferepr
 from celery.worker.request import Request
 from kombu.message import Message
+from kombu.serialization import prepare_accept_content
 
 if TYPE_CHECKING:
     from celeriac.worker import Worker
@@ -77,12 +78,9 @@ class Incidents:
         message = self._message(envelope, body)
         exc = NotRegistered(task)
         consumer_logger.error(
-            "Received unregistered task of type %s.\nThe message has been ignored and discarded.\n\n"
-            "Did you remember to import the module containing this task?\n"
-            "Or maybe you're using relative imports?\n\n"
-            "The full contents of the message body was:\n%s\n\n"
-            "The full contents of the message headers:\n%r\n\n"
-            "The delivery info for this task is:\n%r",
+            "Received unregistered task of type %s.\nNo module that this worker imports defines it "
+            "(check imports, include and autodiscovery); the message is dropped.\n"
+            "body: %s\nheaders: %r\ndelivery info: %r",
             exc,
             saferepr(body),
             envelope["headers"],
@@ -106,16 +104,13 @@ class Incidents:
         exc: Exception | None = None
         if reason is None:
             consumer_logger.warning(
-                "Received and deleted unknown message.  Wrong destination?!?\n\n"
-                "The full contents of the message body was: %s",
+                "Received and deleted unknown message.  Wrong destination?!?\n%s",
                 text,
             )
         else:
             exc = ValueError(reason)
             consumer_logger.error(
-                "Received invalid task message: %s\nThe message has been ignored and discarded.\n\n"
-                "Please ensure your message conforms to the task message protocol.\n\n"
-                "The full contents of the message body was: %s",
+                "Received invalid task message: %s\nThe message is dropped.\n%s",
                 reason,
                 text,
             )
@@ -123,7 +118,7 @@ class Incidents:
 
     def _undecodable(self, envelope: dict[str, Any], body: bytes, pid: int | None, reason: str) -> None:
         consumer_logger.critical(
-            "Can't decode message body: %s [type:%r encoding:%r headers:%s]\n\nbody: %s",
+            "Can't decode message body: %s [type:%r encoding:%r headers:%s]\nbody: %s",
             reason,
             envelope["content_type"],
             envelope["content_encoding"],
@@ -250,13 +245,7 @@ class Incidents:
         logger.error("Task handler raised error: %r", exc, exc_info=einfo.exc_info)
 
     def _message(self, envelope: dict[str, Any], body: bytes) -> Settled:
-        return Settled(envelope, body, self.app.amqp.queues and self._accept())
-
-    def _accept(self) -> set[str]:
-        from kombu.serialization import prepare_accept_content
-
-        accept: set[str] = prepare_accept_content(self.app.conf.accept_content)
-        return accept
+        return Settled(envelope, body, prepare_accept_content(self.app.conf.accept_content))
 
     def _request(self, envelope: dict[str, Any], body: bytes, pid: int | None = None) -> Any:
         message = self._message(envelope, body)
