@@ -1,6 +1,8 @@
 //! Bytes to types and back. No I/O, no clock, no Python.
 
+pub mod json;
 mod message;
+pub mod repr;
 pub mod result;
 pub mod time;
 pub mod v1;
