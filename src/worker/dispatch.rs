@@ -10,6 +10,7 @@ use super::request::{DATA, Request};
 use crate::broker::{Delivery, Settlement};
 use crate::config::TaskPolicy;
 use crate::protocol::time::{self, TimeError};
+use crate::protocol::v1::{self, V1Error};
 use crate::protocol::{Kind, TaskHeaders};
 
 /// What the deliveries are judged by.
@@ -42,13 +43,34 @@ pub struct Refusal {
     pub settlement: Settlement,
 }
 
-/// Judges a delivery, by its headers alone.
-pub fn dispatch(delivery: Delivery, rules: &Rules) -> Verdict {
+/// Judges a delivery, by its headers alone; by its body where it has no headers to judge by (protocol 1).
+pub fn dispatch(mut delivery: Delivery, rules: &Rules) -> Verdict {
     let refuse = |delivery, incident, settlement| {
         Verdict::Refuse(Box::new(Refusal { delivery, incident, settlement }))
     };
     let rejected = |reason: Option<String>| Incident::Rejected { reason };
-    match delivery.message.kind() {
+    let mut kind = delivery.message.kind();
+    if matches!(kind, Kind::Bodied) || v1::may_be_hybrid(&delivery.message) {
+        let content_type = delivery.message.content_type.as_deref().unwrap_or(DATA);
+        if !accepts(&rules.accept, content_type) {
+            let reason = untrusted(content_type);
+            return refuse(delivery, rejected(Some(reason)), Settlement::Reject);
+        }
+        match v1::translate(&delivery.message) {
+            Ok(message) => {
+                kind = message.kind();
+                delivery.message = message;
+            }
+            Err(V1Error::NotATask(_)) => return refuse(delivery, rejected(None), Settlement::Reject),
+            Err(V1Error::Undecodable(reason)) => {
+                return refuse(delivery, Incident::Undecodable { reason }, Settlement::Ack);
+            }
+            Err(error @ (V1Error::Malformed(_) | V1Error::Foreign(_))) => {
+                return refuse(delivery, rejected(Some(error.to_string())), Settlement::Reject);
+            }
+        }
+    }
+    match kind {
         Kind::Task(headers) => match judge(&headers, &delivery, rules) {
             Ok((policy, eta, expires)) => Verdict::Request(Box::new(Request {
                 headers,
@@ -81,10 +103,7 @@ fn judge(
     };
     let content_type = delivery.message.content_type.as_deref().unwrap_or(DATA);
     if !accepts(&rules.accept, content_type) {
-        return Err(invalid(format!(
-            "Refusing to deserialize untrusted content of type {}",
-            with_alias(content_type)
-        )));
+        return Err(invalid(untrusted(content_type)));
     }
     let moment = |value: &Option<serde_json::Value>, what: &str| match value {
         None | Some(serde_json::Value::Null) => Ok(None),
@@ -105,16 +124,16 @@ pub fn accepts(accept: &[String], content_type: &str) -> bool {
         || accept.iter().any(|accepted| accepted == content_type)
 }
 
-/// kombu names a content type by its alias and the type.
-fn with_alias(content_type: &str) -> String {
-    let alias = match content_type {
-        "application/json" => "json",
-        "application/x-python-serialize" => "pickle",
-        "application/x-yaml" => "yaml",
-        "application/x-msgpack" => "msgpack",
-        other => return other.to_owned(),
+/// kombu's complaint; it names a content type by its alias and the type.
+fn untrusted(content_type: &str) -> String {
+    let named = match content_type {
+        "application/json" => "json (application/json)",
+        "application/x-python-serialize" => "pickle (application/x-python-serialize)",
+        "application/x-yaml" => "yaml (application/x-yaml)",
+        "application/x-msgpack" => "msgpack (application/x-msgpack)",
+        other => other,
     };
-    format!("{alias} ({content_type})")
+    format!("Refusing to deserialize untrusted content of type {named}")
 }
 
 #[cfg(test)]
