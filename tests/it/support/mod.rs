@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each area takes what it needs")]
 
 pub(crate) mod folder;
+pub(crate) mod pool;
 pub(crate) mod process;
 pub(crate) mod redis;
 
