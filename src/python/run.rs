@@ -65,9 +65,7 @@ fn run(config: Config, hooks: PyHooks, zygote: Zygote) -> Result<Exit, Error> {
         .build()
         .map_err(|error| Error::Internal(format!("cannot start the runtime: {error}")))?;
     runtime.block_on(async move {
-        let brokers = config
-            .broker
-            .urls
+        let brokers = broker::reconnect::addresses(&config.broker.urls)
             .iter()
             .map(|url| {
                 broker::by_url(url, &config.broker)?.ok_or_else(|| {

@@ -23,6 +23,7 @@ use super::request::Request;
 use super::results::{Write, Written};
 use super::schedule::{Due, RateLimits};
 use super::shutdown::{Cause, Phase, Said, Shutdown};
+use crate::broker::reconnect::Why;
 use crate::broker::{self, Command, Delivery, Handle, Settlement, Tag};
 use crate::clock;
 use crate::config::Config;
@@ -167,7 +168,10 @@ impl Consumer {
 
     fn on_link(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::Up { address } => {
+            LinkEvent::Up { address, moved } => {
+                if moved {
+                    self.drop_unstarted();
+                }
                 tracing::info!(target: "celery.worker.consumer.connection", "Connected to {address}");
                 self.connected = true;
                 self.told_prefetch = self.wanted_prefetch();
@@ -177,10 +181,14 @@ impl Consumer {
             }
             LinkEvent::Failed { address, error, wait, attempt, most } => {
                 let most = most.map_or_else(|| "∞".to_owned(), |most| most.to_string());
-                let wait = wait.as_secs_f64();
+                let then = if wait.is_zero() {
+                    "Will retry using next failover.".to_owned()
+                } else {
+                    format!("Trying again in {:.2} seconds... ({attempt}/{most})", wait.as_secs_f64())
+                };
                 tracing::error!(
                     target: "celery.worker.consumer.consumer",
-                    "consumer: Cannot connect to {address}: {error}.\nTrying again in {wait:.2} seconds... ({attempt}/{most})\n"
+                    "consumer: Cannot connect to {address}: {error}.\n{then}\n"
                 );
             }
             LinkEvent::Lost(error) => {
@@ -190,10 +198,15 @@ impl Consumer {
                 );
                 self.on_lost();
             }
-            LinkEvent::GaveUp(error) => {
-                tracing::error!(target: "celery.worker", "Unrecoverable error: {error}");
+            LinkEvent::GaveUp(error, why) => {
+                let reason = match why {
+                    Why::Refused => error.to_string(),
+                    Why::Disabled { setting } => format!("{error} ({setting} is off)"),
+                    Why::Exhausted => format!("{error} (broker_connection_max_retries is used up)"),
+                };
+                tracing::error!(target: "celery.worker", "Unrecoverable error: {reason}");
                 self.on_lost();
-                self.broken = Some(error.to_string());
+                self.broken = Some(reason);
                 self.on_cause(Cause::Failure);
             }
             LinkEvent::Broker(broker::Event::Deliveries(deliveries)) => {
@@ -212,27 +225,29 @@ impl Consumer {
         }
     }
 
-    /// What came over a connection that the broker does not remember is no longer ours.
     fn on_lost(&mut self) {
         self.connected = false;
         if !self.link.broker().capabilities().settles_across_sessions {
-            for request in self.ready.drain(..) {
-                request.handle.abandon();
-            }
-            let waiting: Vec<_> = self.waiting.drain().collect();
-            for waiting in waiting {
-                match waiting {
-                    Waiting::Eta(request) | Waiting::Limited(request) => drop(request.handle.abandon()),
-                    Waiting::Parked(_) => {}
-                }
-            }
-            self.etas = 0;
+            self.drop_unstarted();
         }
         if self.config.shutdown.cancel_on_connection_loss {
             let late: Vec<JobId> =
                 self.jobs.active().filter(|(_, job)| !job.acknowledged).map(|(id, _)| id).collect();
             self.kill(&late);
         }
+    }
+
+    /// What the broker no longer knows as ours is dropped before it starts; it comes again.
+    fn drop_unstarted(&mut self) {
+        for request in self.ready.drain(..) {
+            request.handle.abandon();
+        }
+        for waiting in self.waiting.drain() {
+            if let Waiting::Eta(request) | Waiting::Limited(request) = waiting {
+                request.handle.abandon();
+            }
+        }
+        self.etas = 0;
     }
 
     fn on_delivery(&mut self, delivery: Delivery) {
@@ -649,17 +664,8 @@ impl Consumer {
 
     /// Lets go of everything when the worker leaves without waiting: the broker redelivers it.
     pub(super) fn abandon(&mut self) {
-        let waiting: Vec<_> = self.waiting.drain().collect();
-        let running: Vec<JobId> = self.jobs.all();
-        for request in self.ready.drain(..) {
-            request.handle.abandon();
-        }
-        for waiting in waiting {
-            if let Waiting::Eta(request) | Waiting::Limited(request) = waiting {
-                request.handle.abandon();
-            }
-        }
-        for id in running {
+        self.drop_unstarted();
+        for id in self.jobs.all() {
             if let Some(job) = self.jobs.remove(id) {
                 job.request.handle.abandon();
             }

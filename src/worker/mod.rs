@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::ResultBackend;
-use crate::broker::reconnect::Reconnect;
+use crate::broker::reconnect::Failover;
 use crate::broker::{Broker, Consume};
 use crate::config::Config;
 use crate::error::Error;
@@ -94,7 +94,7 @@ pub async fn run(config: Config, parts: Parts) -> Result<Exit, Error> {
         control: config.control.clone(),
         held: Default::default(),
     };
-    let link = Link::new(parts.brokers.clone(), Reconnect::new(parts.brokers.len(), &config.broker), consume);
+    let link = Link::new(Failover::new(parts.brokers, &config.broker), consume);
 
     let mut tasks = JoinSet::new();
     let (written_tx, written) = mpsc::unbounded_channel();
