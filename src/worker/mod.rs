@@ -1,3 +1,4 @@
 //! The worker.
 
 pub mod hooks;
+pub mod revoked;
