@@ -6,6 +6,8 @@
 //! [`Event::Lost`]. Connecting again, back-off and the failover list are in [`reconnect`], once for all.
 
 pub mod amqp;
+pub mod memory;
+pub mod reconnect;
 pub mod topology;
 
 use std::collections::HashSet;
@@ -270,5 +272,8 @@ pub fn by_url(url: &str, config: &BrokerConfig) -> Result<Option<Arc<dyn Broker>
     if let Some(broker) = amqp::Amqp::new(url, config)? {
         return Ok(Some(broker));
     }
-    Ok(None)
+    match url.split_once("://").map_or(url, |(scheme, _)| scheme) {
+        "memory" => Ok(Some(Arc::new(memory::MemoryBroker::open(url)))),
+        _ => Ok(None),
+    }
 }
