@@ -1,5 +1,6 @@
 //! The border to Python; pyo3 is named nowhere else. Calls are coarse: a configuration in, frames, hooks.
 
+mod child;
 mod errors;
 mod hooks;
 mod log;
@@ -12,5 +13,6 @@ use pyo3::prelude::*;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(run::run_worker, module)?)?;
+    module.add_class::<child::ChildPipe>()?;
     Ok(())
 }
