@@ -271,7 +271,7 @@ impl State {
     }
 
     fn settle(&mut self, tag: Tag, worker: u64, settlement: Settlement) {
-        if !self.held.get(&tag).is_some_and(|held| held.worker == worker) {
+        if self.held.get(&tag).is_none_or(|held| held.worker != worker) {
             return;
         }
         let Some(Held { mut stored, .. }) = self.held.remove(&tag) else { return };

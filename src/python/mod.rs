@@ -1,5 +1,6 @@
 //! The border to Python; pyo3 is named nowhere else. Calls are coarse: a configuration in, frames, hooks.
 
+mod child;
 mod cli;
 mod errors;
 mod hooks;
@@ -16,5 +17,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     cli::register(module)?;
     module.add_function(wrap_pyfunction!(ladder::foreign_broker, module)?)?;
     module.add_function(wrap_pyfunction!(run::run_worker, module)?)?;
+    module.add_class::<child::ChildPipe>()?;
     Ok(())
 }

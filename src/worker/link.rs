@@ -6,21 +6,20 @@
 use std::collections::{HashSet, VecDeque};
 use std::future::pending;
 use std::pin::Pin;
-use std::sync::Arc;
 
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::Instant;
 
-use crate::broker::reconnect::{Next, Reconnect};
+use crate::broker::reconnect::{Failover, Next, Why};
 use crate::broker::{Broker, Command, Consume, Event, Session, Settlement, Tag};
 use crate::error::BrokerError;
 
 type Connecting = Pin<Box<dyn Future<Output = Result<Session, BrokerError>> + Send>>;
 
 enum State {
-    Waiting(Instant, usize),
-    Connecting(Connecting, usize),
-    Up(Box<Session>, usize),
+    Waiting(Instant),
+    Connecting(Connecting),
+    Up(Box<Session>),
     /// Given up, or closed on purpose.
     Over,
 }
@@ -32,6 +31,8 @@ pub(super) enum LinkEvent {
     Up {
         /// Masked.
         address: String,
+        /// Another server than the last: it knows nothing of what is held.
+        moved: bool,
     },
     /// An attempt failed; the next comes after a wait.
     Failed {
@@ -48,16 +49,16 @@ pub(super) enum LinkEvent {
     },
     /// The connection was lost; connecting again begins at once.
     Lost(BrokerError),
-    /// No further attempt will be made.
-    GaveUp(BrokerError),
+    /// No further attempt will be made, for this reason.
+    GaveUp(BrokerError, Why),
     /// From the broker.
     Broker(Event),
 }
 
 /// See the module.
 pub(super) struct Link {
-    brokers: Vec<Arc<dyn Broker>>,
-    reconnect: Reconnect,
+    failover: Failover,
+    last_index: Option<usize>,
     state: State,
     consume: Consume,
     held: HashSet<Tag>,
@@ -67,11 +68,11 @@ pub(super) struct Link {
 
 impl Link {
     /// A link that will connect at the first [`Link::next`].
-    pub(super) fn new(brokers: Vec<Arc<dyn Broker>>, reconnect: Reconnect, consume: Consume) -> Self {
+    pub(super) fn new(failover: Failover, consume: Consume) -> Self {
         Self {
-            brokers,
-            reconnect,
-            state: State::Waiting(Instant::now(), 0),
+            failover,
+            last_index: None,
+            state: State::Waiting(Instant::now()),
             consume,
             held: HashSet::new(),
             outbox: VecDeque::new(),
@@ -81,16 +82,12 @@ impl Link {
 
     /// Whether a session is up.
     pub(super) fn is_up(&self) -> bool {
-        matches!(self.state, State::Up(..))
+        matches!(self.state, State::Up(_))
     }
 
     /// The broker in use, or to be tried next.
     pub(super) fn broker(&self) -> &dyn Broker {
-        let index = match &self.state {
-            State::Waiting(_, index) | State::Connecting(_, index) | State::Up(_, index) => *index,
-            State::Over => 0,
-        };
-        self.brokers[index].as_ref()
+        self.failover.current().as_ref()
     }
 
     /// The queues that are consumed.
@@ -136,7 +133,7 @@ impl Link {
 
     /// Hands over what was sent, as far as the session takes it without waiting.
     pub(super) fn flush(&mut self) {
-        let State::Up(session, _) = &self.state else { return };
+        let State::Up(session) = &self.state else { return };
         while let Some(command) = self.outbox.pop_front() {
             match session.commands.try_send(command) {
                 Ok(()) => {}
@@ -155,31 +152,20 @@ impl Link {
     pub(super) async fn next(&mut self) -> LinkEvent {
         loop {
             match &mut self.state {
-                State::Waiting(until, index) => {
-                    let index = *index;
+                State::Waiting(until) => {
                     tokio::time::sleep_until(*until).await;
-                    let broker = self.brokers[index].clone();
+                    let broker = self.failover.current().clone();
                     let mut consume = self.consume.clone();
-                    consume.held = self.held.clone();
-                    self.state =
-                        State::Connecting(Box::pin(async move { broker.connect(&consume).await }), index);
-                }
-                State::Connecting(connecting, index) => {
-                    let index = *index;
-                    match connecting.as_mut().await {
-                        Ok(session) => {
-                            self.state = State::Up(Box::new(session), index);
-                            self.reconnect.connected();
-                            if self.paused {
-                                self.outbox.push_front(Command::Pause);
-                            }
-                            return LinkEvent::Up { address: self.brokers[index].address() };
-                        }
-                        Err(error) => return self.failed(error, index),
+                    if self.last_index == Some(self.failover.index()) {
+                        consume.held = self.held.clone();
                     }
+                    self.state = State::Connecting(Box::pin(async move { broker.connect(&consume).await }));
                 }
-                State::Up(session, index) => {
-                    let index = *index;
+                State::Connecting(connecting) => match connecting.as_mut().await {
+                    Ok(session) => return self.up(session),
+                    Err(error) => return self.failed(error),
+                },
+                State::Up(session) => {
                     let blocked = !self.outbox.is_empty();
                     let event = tokio::select! {
                         event = session.events.recv() => event,
@@ -189,15 +175,15 @@ impl Link {
                         }
                     };
                     match event {
-                        Some(Event::Lost(error)) => return self.lost(error, index),
+                        Some(Event::Lost(error)) => return self.lost(error),
                         Some(event) => {
                             self.note(&event);
                             return LinkEvent::Broker(event);
                         }
                         None => {
                             let reason = "the session ended without a word".to_owned();
-                            let address = self.brokers[index].address();
-                            return self.lost(BrokerError::Connection { address, reason }, index);
+                            let address = self.broker().address();
+                            return self.lost(BrokerError::Connection { address, reason });
                         }
                     }
                 }
@@ -220,43 +206,63 @@ impl Link {
         }
     }
 
-    fn lost(&mut self, error: BrokerError, index: usize) -> LinkEvent {
-        if !self.brokers[index].capabilities().settles_across_sessions {
-            self.held.clear();
-            self.outbox.retain(|command| matches!(command, Command::Publish(..)));
+    fn up(&mut self, session: Session) -> LinkEvent {
+        self.state = State::Up(Box::new(session));
+        self.failover.connected();
+        let index = self.failover.index();
+        let moved = self.last_index.replace(index).is_some_and(|last| last != index);
+        if moved {
+            self.forget();
         }
-        if !error.is_retryable() {
-            self.state = State::Over;
-            return LinkEvent::GaveUp(error);
+        if self.paused {
+            self.outbox.push_front(Command::Pause);
         }
-        match self.reconnect.lost() {
-            Next::Retry { index, wait, .. } => {
-                self.state = State::Waiting(Instant::now() + wait, index);
+        LinkEvent::Up { address: self.broker().address(), moved }
+    }
+
+    /// What the next session knows nothing of. Publications are for whatever broker comes.
+    fn forget(&mut self) {
+        self.held.clear();
+        self.outbox.retain(|command| matches!(command, Command::Publish(..)));
+    }
+
+    fn lost(&mut self, error: BrokerError) -> LinkEvent {
+        if !self.broker().capabilities().settles_across_sessions {
+            self.forget();
+        }
+        let next = if error.is_retryable() {
+            self.failover.lost(Instant::now())
+        } else {
+            Next::GiveUp(Why::Refused)
+        };
+        match next {
+            Next::Retry { wait, .. } => {
+                self.state = State::Waiting(Instant::now() + wait);
                 LinkEvent::Lost(error)
             }
-            Next::GiveUp => {
-                self.state = State::Over;
-                LinkEvent::GaveUp(error)
-            }
+            Next::GiveUp(why) => self.give_up(error, why),
         }
     }
 
-    fn failed(&mut self, error: BrokerError, index: usize) -> LinkEvent {
-        match self.reconnect.failed(&error) {
-            Next::Retry { index: next, wait, attempt, most } => {
-                self.state = State::Waiting(Instant::now() + wait, next);
-                LinkEvent::Failed { address: self.brokers[index].address(), error, wait, attempt, most }
+    fn failed(&mut self, error: BrokerError) -> LinkEvent {
+        let address = self.broker().address();
+        match self.failover.failed(&error) {
+            Next::Retry { wait, attempt, max, .. } => {
+                self.state = State::Waiting(Instant::now() + wait);
+                LinkEvent::Failed { address, error, wait, attempt, most: max }
             }
-            Next::GiveUp => {
-                self.state = State::Over;
-                LinkEvent::GaveUp(error)
-            }
+            Next::GiveUp(why) => self.give_up(error, why),
         }
+    }
+
+    fn give_up(&mut self, error: BrokerError, why: Why) -> LinkEvent {
+        self.state = State::Over;
+        LinkEvent::GaveUp(error, why)
     }
 
     /// Ends the session in order, until the deadline: everything sent is carried out, what is held goes back.
     pub(super) async fn close(&mut self, deadline: Instant) {
-        let State::Up(mut session, _) = std::mem::replace(&mut self.state, State::Over) else { return };
+        let State::Up(mut session) = std::mem::replace(&mut self.state, State::Over) else { return };
         let finish = async {
             for command in self.outbox.drain(..) {
                 if session.commands.send(command).await.is_err() {
