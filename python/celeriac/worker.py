@@ -268,7 +268,7 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
             logger.warning("Settings without effect in celeriac yet: %s.", ", ".join(without_effect))
         from celeriac import zygote
 
-        self.zygote = zygote.start(self)
+        self.zygote = zygote.start(zygote.Plan.of(self.app, self.hostname, self.core_config))
         TimerStep.release(self.timer)
         for name in EARLY_SIGNALS:
             signal.signal(getattr(signal, name), self._note_signal)
