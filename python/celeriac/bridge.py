@@ -16,6 +16,7 @@ from celery import signals
 from celery.utils.debug import cry
 
 from celeriac import _core
+from celeriac.commands import Commands
 from celeriac.incidents import Incidents
 
 if TYPE_CHECKING:
