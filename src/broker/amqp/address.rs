@@ -184,9 +184,9 @@ fn login_method(name: Option<&str>) -> Result<Login, String> {
         None | Some("" | "PLAIN") => Ok(Login::Plain),
         Some("AMQPLAIN") => Ok(Login::AmqPlain),
         Some("EXTERNAL") => Ok(Login::External),
-        Some(other) => {
-            Err(format!("broker_login_method {other:?} is not supported; there are PLAIN, AMQPLAIN and EXTERNAL"))
-        }
+        Some(other) => Err(format!(
+            "broker_login_method {other:?} is not supported; there are PLAIN, AMQPLAIN and EXTERNAL"
+        )),
     }
 }
 
@@ -282,7 +282,8 @@ mod tests {
 
     #[test]
     fn options_of_the_address_win_over_settings() {
-        let config = config(json!({"heartbeat": 120.0, "connection_timeout": 3.0, "login_method": "EXTERNAL"}));
+        let config =
+            config(json!({"heartbeat": 120.0, "connection_timeout": 3.0, "login_method": "EXTERNAL"}));
         let address = Address::parse("amqp://h?heartbeat=7&login_method=AMQPLAIN", &config).unwrap().unwrap();
         assert_eq!(address.heartbeat, Duration::from_secs(7));
         assert_eq!(address.timeout, Duration::from_secs(3));
@@ -299,7 +300,10 @@ mod tests {
         let tls = table.unwrap().unwrap().tls.unwrap();
         assert_eq!(tls.verify, Verify::Nothing);
         assert_eq!(tls.authorities_file.as_deref(), Some("/ca"));
-        assert_eq!(of(json!({"cert_reqs": "CERT_REQUIRED"})).unwrap().unwrap().tls.unwrap().verify, Verify::Required);
+        assert_eq!(
+            of(json!({"cert_reqs": "CERT_REQUIRED"})).unwrap().unwrap().tls.unwrap().verify,
+            Verify::Required
+        );
         assert!(of(json!({"colour": 1})).unwrap_err().to_string().contains("colour"));
     }
 

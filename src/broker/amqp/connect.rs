@@ -6,9 +6,7 @@
 //! connection and ends thread and tasks.
 
 use lapin::ConnectionProperties;
-use lapin::uri::{
-    AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism,
-};
+use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism};
 use lapin::{Connection, runtime};
 
 use super::address::{Address, Login};

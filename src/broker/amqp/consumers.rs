@@ -5,10 +5,10 @@ use std::task::Poll;
 
 use futures_util::stream::{BoxStream, SelectAll};
 use futures_util::{StreamExt, stream};
+use lapin::Channel;
 use lapin::message::Delivery;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::ShortString;
-use lapin::Channel;
 
 use super::fault::{Fault, short};
 use super::{table, topology};
@@ -134,7 +134,8 @@ impl Consumers {
 
     /// A quorum queue does not allow a count for the whole channel: all consumers are made anew with their own.
     async fn count_per_consumer(&mut self) -> Result<(), Fault> {
-        let active: Vec<_> = (0..self.sources.len()).filter(|index| self.sources[*index].tag.is_some()).collect();
+        let active: Vec<_> =
+            (0..self.sources.len()).filter(|index| self.sources[*index].tag.is_some()).collect();
         for index in &active {
             self.cancel_one(*index).await?;
         }

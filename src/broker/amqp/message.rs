@@ -62,7 +62,8 @@ pub(super) fn to_send(message: &Message) -> Result<BasicProperties, Fault> {
     let headers = headers.as_ref().and_then(Value::as_object).unwrap_or(&empty);
     let given = given.as_ref().and_then(Value::as_object).unwrap_or(&empty);
     let text = |name: &str| given.get(name).and_then(Value::as_str).map(short).transpose();
-    let octet = |name: &str| given.get(name).and_then(Value::as_u64).and_then(|value| u8::try_from(value).ok());
+    let octet =
+        |name: &str| given.get(name).and_then(Value::as_u64).and_then(|value| u8::try_from(value).ok());
 
     let headers = if headers.is_empty() { FieldTable::default() } else { table::from_json(headers) };
     let mut properties = BasicProperties::default().with_headers(headers);

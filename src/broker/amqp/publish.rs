@@ -106,7 +106,9 @@ impl Publisher {
                 Confirmation::Ack(Some(back)) | Confirmation::Nack(Some(back)) => {
                     Err(Fault::NotTaken(format!("({}) {}", back.reply_code, back.reply_text)))
                 }
-                Confirmation::Nack(None) => Err(Fault::NotTaken("the broker could not take the message".to_owned())),
+                Confirmation::Nack(None) => {
+                    Err(Fault::NotTaken("the broker could not take the message".to_owned()))
+                }
             }
         });
         // The first poll hands the frames over: messages leave in the order in which they came.

@@ -224,7 +224,9 @@ impl State {
         match command {
             Command::Settle(batch) => self.settle(batch),
             Command::Prefetch(count) => match live.consumers.scope() {
-                Scope::Channel => self.ask("basic.qos", async |live| live.consumers.limit(count).await).await?,
+                Scope::Channel => {
+                    self.ask("basic.qos", async |live| live.consumers.limit(count).await).await?
+                }
                 // As Celery: the count of running consumers cannot be changed.
                 Scope::Consumer => tracing::debug!(
                     target: "celery.worker.consumer",
@@ -264,9 +266,7 @@ impl State {
         request: impl AsyncFnOnce(&mut Live) -> Result<(), Fault>,
     ) -> Result<(), End> {
         let answer = tokio::time::timeout(ANSWER_WITHIN, request(&mut self.live)).await;
-        answer
-            .unwrap_or(Err(Fault::Silent(what)))
-            .map_err(|fault| End::Lost(self.live.address.lost(fault)))
+        answer.unwrap_or(Err(Fault::Silent(what))).map_err(|fault| End::Lost(self.live.address.lost(fault)))
     }
 
     fn settle(&mut self, batch: Vec<(Tag, Settlement)>) {
@@ -339,7 +339,9 @@ impl State {
 }
 
 /// The next message of remote control; never ready where it is off.
-async fn control(control: &mut Option<(Channel, Consumer)>) -> Option<lapin::Result<lapin::message::Delivery>> {
+async fn control(
+    control: &mut Option<(Channel, Consumer)>,
+) -> Option<lapin::Result<lapin::message::Delivery>> {
     match control {
         Some((_, consumer)) => consumer.next().await,
         None => std::future::pending().await,

@@ -93,10 +93,10 @@ impl Ledger {
     /// The last tag that one `multiple` acknowledgement may name, and how many of the batch it covers.
     fn covered(&self) -> Option<(u64, usize)> {
         let run = self.entries.iter().take_while(|entry| **entry != Entry::Open);
-        let (last, count) = run.enumerate().filter(|(_, entry)| **entry == Entry::Acking).fold(
-            (None, 0),
-            |(_, count), (index, _)| (Some(index), count + 1),
-        );
+        let (last, count) = run
+            .enumerate()
+            .filter(|(_, entry)| **entry == Entry::Acking)
+            .fold((None, 0), |(_, count), (index, _)| (Some(index), count + 1));
         last.map(|index| (self.first + index as u64, count))
     }
 
@@ -167,7 +167,8 @@ mod tests {
                 let batch: Vec<_> = held
                     .drain(..count)
                     .map(|tag| {
-                        let kinds = [Settlement::Ack, Settlement::Ack, Settlement::Reject, Settlement::GiveBack];
+                        let kinds =
+                            [Settlement::Ack, Settlement::Ack, Settlement::Reject, Settlement::GiveBack];
                         (tag, *random.choice(&kinds).unwrap())
                     })
                     .collect();

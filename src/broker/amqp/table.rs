@@ -170,9 +170,12 @@ fn typed(map: &Map<String, Value>) -> Option<AMQPValue> {
         "datetime" => {
             let moment = match text.parse::<jiff::Timestamp>() {
                 Ok(moment) => moment,
-                Err(_) => {
-                    text.parse::<jiff::civil::DateTime>().ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp()
-                }
+                Err(_) => text
+                    .parse::<jiff::civil::DateTime>()
+                    .ok()?
+                    .to_zoned(jiff::tz::TimeZone::UTC)
+                    .ok()?
+                    .timestamp(),
             };
             Some(AMQPValue::Timestamp(u64::try_from(moment.as_second()).ok()?))
         }
@@ -241,7 +244,8 @@ mod tests {
         });
         let table = from_json(map.as_object().unwrap());
         let type_of = |name: &str| table.inner()[name].get_type().get_id();
-        let types: String = ["x-max-priority", "big", "least", "f", "b", "n", "s", "l", "t"].map(type_of).iter().collect();
+        let types: String =
+            ["x-max-priority", "big", "least", "f", "b", "n", "s", "l", "t"].map(type_of).iter().collect();
         assert_eq!(types, "IlldtVSAF");
     }
 

@@ -94,7 +94,10 @@ pub(super) fn control_queue(node: &str, control: &Control) -> Queue {
     let mut arguments = Map::new();
     for (name, seconds) in [("x-expires", control.queue_expires), ("x-message-ttl", control.queue_ttl)] {
         if let Some(seconds) = seconds {
-            #[expect(clippy::cast_possible_truncation, reason = "as Python's int(); a TTL of 292 million years is none")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "as Python's int(); a TTL of 292 million years is none"
+            )]
             arguments.insert(name.to_owned(), Value::from((seconds * 1000.0) as i64));
         }
     }
