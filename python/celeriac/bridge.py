@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 from celery.utils.debug import cry
 
-from celeriac import _core, config
+from celeriac import _core
 from celeriac.incidents import Incidents
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def run(worker: Worker, zygote: Zygote) -> Ended:
     """Run the Rust worker until it is told to stop; blocks. The zygote's socket is given away."""
     hooks = Hooks(worker)
     exitcode, restart, _broken = _core.run_worker(
-        json.dumps(config.build(worker)),
+        json.dumps(worker.core_config),
         hooks,
         zygote_fd=zygote.socket.detach(),
         zygote_pid=zygote.pid,
@@ -62,7 +62,7 @@ class Hooks:
         fields = notice.get("fields") or {}
         match notice["what"]:
             case "ready":
-                self.worker.ready_callback(self.worker.consumer)
+                self.worker.consumer.ready()
             case "shutting_down":
                 signals.worker_shutting_down.send(
                     sender=self.worker.hostname,
@@ -75,7 +75,7 @@ class Hooks:
             case "cry":
                 say(cry(), sys.__stderr__)
             case "connected":
-                pass
+                self.worker.consumer.connected()
 
     def log(self, records: list[tuple[str, int, str, str | None]]) -> None:
         for name, level, message, data in records:
