@@ -5,6 +5,7 @@
 pub(crate) mod folder;
 pub(crate) mod pool;
 pub(crate) mod process;
+pub(crate) mod rabbitmq;
 pub(crate) mod redis;
 
 use std::time::Duration;
