@@ -41,7 +41,7 @@ def run(worker: Worker, zygote: Zygote) -> Ended:
     exitcode, restart, _broken = _core.run_worker(
         json.dumps(worker.core_config),
         hooks,
-        zygote_fd=zygote.socket.detach(),
+        zygote_fd=zygote.socket,
         zygote_pid=zygote.pid,
         wants_received=bool(signals.task_received.receivers),
     )
@@ -102,7 +102,7 @@ class Hooks:
         return None
 
 
-def say(message: str, stream: Any) -> None:
+def say(message: Any, stream: Any) -> None:
     """Write to the terminal, past logging and whatever stdout was replaced by."""
     if stream is not None:
         try:
