@@ -36,7 +36,7 @@ class Ended:
 
 
 def run(worker: Worker, zygote: Zygote) -> Ended:
-    """Run the Rust worker until it is told to stop; blocks. The zygote's socket is given away."""
+    """Runs the Rust worker until it is told to stop; blocks. The zygote's socket is given away."""
     hooks = Hooks(worker)
     exitcode, restart, _broken = _core.run_worker(
         json.dumps(worker.core_config),
@@ -54,9 +54,15 @@ class Hooks:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.incidents = Incidents(worker)
+        self.commands = Commands(worker)
 
     def notice(self, text: str) -> None:
-        notice = json.loads(text)
+        try:
+            self._notice(json.loads(text))
+        except Exception:
+            logger.exception("A hook of the worker failed: %s", text)
+
+    def _notice(self, notice: Any) -> None:
         if isinstance(notice, str):
             notice = {"what": notice}
         fields = notice.get("fields") or {}
@@ -99,7 +105,7 @@ class Hooks:
             return None
 
     def control(self, method: str, arguments: str) -> str | None:
-        return None
+        return self.commands.run(method, json.loads(arguments))
 
 
 def say(message: Any, stream: Any) -> None:

@@ -294,17 +294,6 @@ def pool(worker: Worker) -> dict[str, Any]:
     }
 
 
-def children(core_config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the zygote is told of its children, `zygote.Plan`."""
-    kind = core_config["pool"]["kind"]
-    return {
-        "kind": kind,
-        "lanes": core_config["pool"]["concurrency"] if kind == "threads" else 1,
-        "watch_memory": core_config["pool"]["max_memory_per_child"] is not None,
-        "native_results": core_config["backend"]["native"],
-    }
-
-
 def shutdown(worker: Worker) -> dict[str, Any]:
     """`ShutdownConfig`."""
     conf = worker.app.conf

@@ -267,7 +267,7 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         without_effect = ladder.settings_without_effect(self)
         if without_effect:
             logger.warning("Settings without effect in celeriac yet: %s.", ", ".join(without_effect))
-        self.zygote = zygote.start(zygote.Plan(self.app, self.hostname, **config.children(self.core_config)))
+        self.zygote = zygote.start(zygote.Plan.of(self.app, self.hostname, self.core_config))
         TimerStep.release(self.timer)
         for name in EARLY_SIGNALS:
             signal.signal(getattr(signal, name), self._note_signal)
