@@ -55,6 +55,9 @@ pub struct Config {
     /// Whether INFO lines are wanted at all, so that none are built in vain.
     #[serde(default)]
     pub log_info: bool,
+    /// The same for DEBUG.
+    #[serde(default)]
+    pub log_debug: bool,
 }
 
 /// What a task's attributes say about settling and limits.

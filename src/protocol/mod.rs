@@ -4,6 +4,7 @@ pub mod json;
 mod message;
 pub mod repr;
 pub mod result;
+pub mod time;
 pub mod v1;
 
 pub use message::{DeliveryInfo, Json, Kind, Message, TaskHeaders, TimeLimits};
