@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod broker;
+pub mod cli;
 pub mod clock;
 pub mod cluster;
 pub mod config;

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 from celery.utils.debug import cry
 
-from celeriac import _core, config
+from celeriac import _core
 from celeriac.incidents import Incidents
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ class Ended:
 
 
 def run(worker: Worker, zygote: Zygote) -> Ended:
-    """Run the Rust worker until it is told to stop; blocks. The zygote's socket is given away."""
+    """Runs the Rust worker until it is told to stop; blocks. The zygote's socket is given away."""
     hooks = Hooks(worker)
     exitcode, restart, _broken = _core.run_worker(
-        json.dumps(config.build(worker)),
+        json.dumps(worker.core_config),
         hooks,
-        zygote_fd=zygote.socket.detach(),
+        zygote_fd=zygote.socket,
         zygote_pid=zygote.pid,
         wants_received=bool(signals.task_received.receivers),
     )
@@ -54,15 +54,21 @@ class Hooks:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.incidents = Incidents(worker)
+        self.commands = Commands(worker)
 
     def notice(self, text: str) -> None:
-        notice = json.loads(text)
+        try:
+            self._notice(json.loads(text))
+        except Exception:
+            logger.exception("A hook of the worker failed: %s", text)
+
+    def _notice(self, notice: Any) -> None:
         if isinstance(notice, str):
             notice = {"what": notice}
         fields = notice.get("fields") or {}
         match notice["what"]:
             case "ready":
-                self.worker.ready_callback(self.worker.consumer)
+                self.worker.consumer.ready()
             case "shutting_down":
                 signals.worker_shutting_down.send(
                     sender=self.worker.hostname,
@@ -75,7 +81,7 @@ class Hooks:
             case "cry":
                 say(cry(), sys.__stderr__)
             case "connected":
-                pass
+                self.worker.consumer.connected()
 
     def log(self, records: list[tuple[str, int, str, str | None]]) -> None:
         for name, level, message, data in records:
@@ -99,7 +105,7 @@ class Hooks:
             return None
 
     def control(self, method: str, arguments: str) -> str | None:
-        return None
+        return self.commands.run(method, json.loads(arguments))
 
 
 def say(message: str, stream: Any) -> None:

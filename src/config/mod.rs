@@ -87,6 +87,9 @@ pub struct TaskPolicy {
     /// `rate_limit`: tasks a second.
     #[serde(default)]
     pub rate_limit: Option<f64>,
+    /// The same as the app wrote it: `10/m`.
+    #[serde(default)]
+    pub rate_limit_text: Option<String>,
     /// `ignore_result`.
     #[serde(default)]
     pub ignore_result: bool,

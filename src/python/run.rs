@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::Level;
 
 use super::errors::exception;
@@ -12,7 +13,7 @@ use super::hooks::{Call, PyHooks, pair, serve};
 use super::log::ToPython;
 use crate::config::Config;
 use crate::error::{BrokerError, Error, mask};
-use crate::pool::zygote::Zygote;
+use crate::pool::zygote::ZygoteHandle;
 use crate::worker::{Exit, Parts};
 use crate::{backend, broker, pool, worker};
 
@@ -44,7 +45,7 @@ pub(super) fn run_worker(
     let thread = std::thread::Builder::new()
         .name("celeriac".to_owned())
         .spawn(move || {
-            let ended = run(config, py_hooks, Zygote { socket, pid: zygote_pid });
+            let ended = run(config, py_hooks, ZygoteHandle { socket, pid: zygote_pid });
             let _ = calls.send(Call::Over);
             ended
         })
@@ -59,7 +60,7 @@ pub(super) fn run_worker(
     }
 }
 
-fn run(config: Config, hooks: PyHooks, zygote: Zygote) -> Result<Exit, Error> {
+fn run(config: Config, hooks: PyHooks, zygote: ZygoteHandle) -> Result<Exit, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -77,7 +78,8 @@ fn run(config: Config, hooks: PyHooks, zygote: Zygote) -> Result<Exit, Error> {
             })
             .collect::<Result<Vec<_>, Error>>()?;
         let backend = if config.backend.native { backend::by_url(&config.backend)? } else { None };
-        let pool = pool::processes::start(&config.pool, zygote)?;
+        let tracker = TaskTracker::new();
+        let pool = pool::processes::start(&config.pool, zygote, &tracker)?;
         let parts = Parts {
             brokers,
             backend,

@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
-use serde_json::json;
-use tokio::sync::mpsc;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -21,16 +21,22 @@ use super::jobs::{Jobs, Limit, Running};
 use super::link::{Link, LinkEvent};
 use super::request::Request;
 use super::results::{Write, Written};
+use super::revoked::{Bounds, Revoked, RevokedTasks};
 use super::schedule::{Due, RateLimits};
 use super::shutdown::{Cause, Phase, Said, Shutdown};
 use crate::broker::reconnect::Why;
-use crate::broker::{self, Command, Delivery, Handle, Settlement, Tag};
+use crate::broker::{self, Command, Delivery, Handle, Publication, Settlement, Tag};
 use crate::clock;
+use crate::cluster::clock::LamportClock;
 use crate::config::Config;
+use crate::control::{self, Handled};
 use crate::pool::{self, Interrupt, JobId, Outcome, Pool};
+use crate::protocol::{DeliveryInfo, Message, TaskHeaders, repr};
 
 /// An `eta` further away than this is parked in the broker, where the broker can: nearer ones are not worth two commands.
 const PARK_BEYOND: f64 = 10.0;
+/// Parked requests of which remote control can show more than nothing; each costs its message.
+const SHOWN: usize = 10_000;
 /// Longest sleep of the timer; the wall clock may step.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 /// Pool events taken in one turn before the broker is told of them.
@@ -45,8 +51,16 @@ pub(super) enum Waiting {
     Eta(Box<Request>),
     /// For its turn under a rate limit.
     Limited(Box<Request>),
-    /// For its `eta`, in the broker.
-    Parked(Tag),
+    /// For its `eta`, in the broker. `shown`: what `inspect scheduled` shows of it, where that is still kept.
+    Parked { tag: Tag, shown: Option<Box<Shown>> },
+}
+
+/// What is kept of a parked request.
+#[derive(Debug)]
+pub(super) struct Shown {
+    pub(super) headers: Box<TaskHeaders>,
+    pub(super) message: Message,
+    pub(super) info: DeliveryInfo,
 }
 
 /// A report that was carried out.
@@ -77,7 +91,12 @@ pub(super) struct Consumer {
     pub(super) totals: HashMap<String, u64>,
     pub(super) shutdown: Shutdown,
     pub(super) prefetch: u32,
+    pub(super) clock: LamportClock,
+    pub(super) revoked: RevokedTasks,
+    /// Rate limits as their last writer wrote them.
+    pub(super) rate_texts: HashMap<String, String>,
     reports: JoinSet<Reported>,
+    asking: JoinSet<Option<(control::Request, Option<Value>)>>,
     receiving: FuturesOrdered<BoxFuture<'static, Request>>,
     etas: u32,
     told_prefetch: u32,
@@ -98,6 +117,7 @@ impl Consumer {
         hooks: Arc<dyn Hooks>,
         writes: Option<mpsc::UnboundedSender<Write>>,
         prefetch: u32,
+        bounds: Bounds,
     ) -> Self {
         Self {
             config,
@@ -113,7 +133,11 @@ impl Consumer {
             totals: HashMap::new(),
             shutdown: Shutdown::default(),
             prefetch,
+            clock: LamportClock::default(),
+            revoked: RevokedTasks::new(bounds),
+            rate_texts: HashMap::new(),
             reports: JoinSet::new(),
+            asking: JoinSet::new(),
             receiving: FuturesOrdered::new(),
             etas: 0,
             told_prefetch: prefetch,
@@ -141,6 +165,7 @@ impl Consumer {
                 Some(written) = inbox.written.recv() => self.on_written(written),
                 Some(reported) = self.reports.join_next() => self.on_reported(reported),
                 Some(request) = self.receiving.next() => self.admit(request),
+                Some(answer) = self.asking.join_next() => self.on_answer(answer),
                 Some(cause) = inbox.causes.recv() => self.on_cause(cause),
                 () = tokio::time::sleep_until(until) => self.on_due(),
             }
@@ -297,11 +322,24 @@ impl Consumer {
     /// Gives the request back unless it is revoked or expired; then it is reported and gone.
     fn unless_revoked(&mut self, request: Request) -> Option<Request> {
         let expired = request.expires.is_some_and(|expires| clock::now() > expires);
-        if !expired {
+        let revoked = self.revoked.find(&request.headers);
+        if !expired && revoked.is_none() {
             return Some(request);
         }
-        tracing::info!(target: "celery.worker.request", "Discarding revoked task: {}", request.human());
-        let what = Incident::Revoked { reason: "expired", terminated: false, signal: None, expired: true };
+        let by_header = match revoked {
+            Some(Revoked::Stamp { name, value }) => {
+                let header = json!({name: value}).to_string();
+                let header = repr::saferepr(&header, None, 3).unwrap_or(header);
+                format!(" (revoked by header: {header})")
+            }
+            Some(Revoked::Id) | None => String::new(),
+        };
+        if expired {
+            self.revoked.insert(&request.headers.id, Instant::now());
+        }
+        tracing::info!(target: "celery.worker.request", "Discarding revoked task: {}{by_header}", request.human());
+        let reason = if expired { "expired" } else { "revoked" };
+        let what = Incident::Revoked { reason, terminated: false, signal: None, expired };
         let report = Report { what, message: request.message, info: request.info, pid: None };
         self.report(report, None, Some((request.handle, Settlement::Ack)));
         None
@@ -318,9 +356,12 @@ impl Consumer {
             Some(eta) if eta > now => {
                 let parks = self.link.broker().capabilities().parks;
                 if parks && eta > now + PARK_BEYOND && self.link.is_up() {
-                    let tag = request.handle.abandon();
+                    let Request { headers, message, info, handle, .. } = request;
+                    let tag = handle.abandon();
                     self.link.send(Command::Park { tag, due: eta });
-                    self.waiting.push(eta, Waiting::Parked(tag));
+                    let shown =
+                        (self.waiting.len() < SHOWN).then(|| Box::new(Shown { headers, message, info }));
+                    self.waiting.push(eta, Waiting::Parked { tag, shown });
                 } else {
                     self.etas += 1;
                     self.waiting.push(eta, Waiting::Eta(Box::new(request)));
@@ -352,7 +393,7 @@ impl Consumer {
                     self.take_turn(*request, now);
                 }
                 Waiting::Limited(request) => self.ready.push_back(*request),
-                Waiting::Parked(tag) => parked.push(tag),
+                Waiting::Parked { tag, .. } => parked.push(tag),
             }
         }
         if !parked.is_empty() {
@@ -373,7 +414,7 @@ impl Consumer {
     }
 
     /// How many deliveries may be unsettled now.
-    fn wanted_prefetch(&self) -> u32 {
+    pub(super) fn wanted_prefetch(&self) -> u32 {
         if self.prefetch == 0 {
             return 0;
         }
@@ -642,7 +683,7 @@ impl Consumer {
         for waiting in self.waiting.drain() {
             match waiting {
                 Waiting::Eta(request) | Waiting::Limited(request) => unstarted.push(*request),
-                Waiting::Parked(_) => {}
+                Waiting::Parked { .. } => {}
             }
         }
         self.etas = 0;
@@ -672,7 +713,67 @@ impl Consumer {
         }
     }
 
-    fn on_control(&mut self, message: crate::protocol::Message) {
-        let _ = message;
+    // --- remote control -------------------------------------------------------------------------------
+
+    fn on_control(&mut self, message: Message) {
+        match control::handle(&message, self) {
+            Handled::Done => {}
+            Handled::Reply(publication) => self.publish(publication),
+            Handled::Ask(request) => {
+                let arguments = Value::Object(request.arguments.clone());
+                self.ask(Some(request.clone()), request.method, arguments);
+            }
+        }
+    }
+
+    /// Asks the app; its answer, if one is wanted, is published.
+    pub(super) fn ask(&mut self, request: Option<control::Request>, method: String, arguments: Value) {
+        let hooks = self.hooks.clone();
+        self.asking.spawn(async move {
+            let answer = hooks.control(&method, arguments).await;
+            request.map(|request| (request, answer))
+        });
+    }
+
+    fn on_answer(
+        &mut self,
+        answer: Result<Option<(control::Request, Option<Value>)>, tokio::task::JoinError>,
+    ) {
+        if let Ok(Some((request, answer))) = answer
+            && let Some(publication) = control::answered(&request, answer, self)
+        {
+            self.publish(publication);
+        }
+    }
+
+    fn publish(&mut self, publication: Box<Publication>) {
+        // Nobody waits for a reply to arrive: who asked may be gone.
+        let (done, _) = oneshot::channel();
+        self.link.send(Command::Publish(publication, done));
+    }
+
+    /// Kills the child that runs the task and reports it as revoked.
+    pub(super) fn terminate_running(&mut self, id: JobId, signal: i32) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        if job.killed.is_some() || job.over {
+            return;
+        }
+        tracing::info!(target: "celery.worker.control", "Terminating {} ({signal})", job.request.headers.id);
+        job.killed = Some(Kill::Revoked(signal));
+        job.reporting = true;
+        let what = Incident::Revoked {
+            reason: "terminated",
+            terminated: true,
+            signal: Some(signal),
+            expired: false,
+        };
+        let report = Report {
+            what,
+            message: job.request.message.clone(),
+            info: job.request.info.clone(),
+            pid: Some(job.pid),
+        };
+        self.report(report, Some(id), None);
+        self.pool.interrupt(id, Interrupt::Terminate(signal));
     }
 }

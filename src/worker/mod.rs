@@ -8,6 +8,7 @@ pub mod dispatch;
 pub mod hooks;
 mod jobs;
 mod link;
+mod panel;
 pub mod request;
 mod results;
 pub mod revoked;
@@ -34,6 +35,7 @@ use consumer::{Consumer, Inbox};
 use dispatch::Rules;
 use hooks::Hooks;
 use link::Link;
+use revoked::Bounds;
 use shutdown::{Cause, Phase};
 
 /// What a worker is made of.
@@ -117,8 +119,10 @@ pub async fn run(config: Config, parts: Parts) -> Result<Exit, Error> {
         }
     });
 
+    let bounds = Bounds::from_env(|name| std::env::var(name).ok()).map_err(Error::Config)?;
     let mut inbox = Inbox { pool: parts.pool.events, written, causes };
-    let mut consumer = Consumer::new(config, rules, link, parts.pool.pool, parts.hooks, writes, prefetch);
+    let mut consumer =
+        Consumer::new(config, rules, link, parts.pool.pool, parts.hooks, writes, prefetch, bounds);
     let exit = consumer.run(&mut inbox).await;
     leave(&mut consumer, inbox, tasks).await;
     Ok(exit)
