@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each area takes what it needs")]
 
+pub(crate) mod celery;
 pub(crate) mod folder;
 pub(crate) mod pool;
 pub(crate) mod process;
