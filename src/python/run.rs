@@ -77,7 +77,8 @@ fn run(config: Config, hooks: PyHooks, zygote: ZygoteHandle) -> Result<Exit, Err
                 })
             })
             .collect::<Result<Vec<_>, Error>>()?;
-        let backend = if config.backend.native { backend::by_url(&config.backend)? } else { None };
+        let backend =
+            if config.backend.native { backend::by_url(&config.backend, &config.broker)? } else { None };
         let tracker = TaskTracker::new();
         let pool = pool::processes::start(&config.pool, zygote, &tracker)?;
         let parts = Parts {
