@@ -5,6 +5,7 @@
 
 mod checks;
 mod client;
+mod filesystem;
 mod memory;
 
 use std::sync::Arc;
@@ -127,3 +128,4 @@ pub(crate) const GARBAGE: &[&str] = &[
 ];
 
 checks::run!(on_memory: memory::MemoryHarness);
+checks::run!(on_filesystem: filesystem::FilesystemHarness);
