@@ -5,6 +5,7 @@
 
 mod amqp;
 mod broker;
+mod redis;
 mod result;
 mod support;
 mod worker;
