@@ -220,7 +220,8 @@ class _Native:
     writer: Writer
 
     def __reduce__(self, *args: Any, **kwargs: Any) -> Any:
-        rebuild, (cls, *rest) = super().__reduce__(*args, **kwargs)  # type: ignore[misc]
+        made: Any = super().__reduce__(*args, **kwargs)
+        rebuild, (cls, *rest) = made
         # Elsewhere it is Celery's own class again.
         return rebuild, (cls.__mro__[cls.__mro__.index(_Native) + 1], *rest)
 
