@@ -1,7 +1,7 @@
 """The native rung of result backends: results of children are written by the supervisor, in batches.
 
-The meta document is made and encoded by Celery's own backend object; only the write itself goes to the supervisor.
-Everything that reads, and everything of chords and groups, stays Celery's own.
+The meta document is made and encoded by Celery's own backend object; only the write itself goes to the
+supervisor. Everything that reads, and everything of chords and groups, stays Celery's own.
 """
 
 from __future__ import annotations
