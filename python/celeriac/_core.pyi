@@ -1,5 +1,7 @@
 """What the extension module offers to the Python half."""
 
+from typing import Any
+
 __version__: str
 
 class ChildPipe:
@@ -33,3 +35,23 @@ class ChildPipe:
         *,
         wait: bool,
     ) -> str | None: ...
+
+def parse_globals(argv: list[str], env: dict[str, str], version: str) -> str:
+    """The global options and the command, as JSON."""
+
+def parse_command(name: str, arguments: list[str], env: dict[str, str], user: str) -> str:
+    """The options of one of our commands, as JSON."""
+
+def refuse_options(options: str) -> str | None:
+    """Why worker options (a JSON object) cannot be served."""
+
+def options_reference() -> str:
+    """All options, in Markdown."""
+
+def foreign_broker(config: str) -> str | None:
+    """The scheme of the first broker address that is not spoken natively."""
+
+def run_worker(
+    config: str, hooks: Any, *, zygote_fd: int, zygote_pid: int, wants_received: bool
+) -> tuple[int, bool, str | None]:
+    """Runs the worker until it ends: exit status, restart, what broke it."""

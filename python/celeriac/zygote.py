@@ -66,6 +66,20 @@ class Plan:
     #: Whether results go through the supervisor (`celeriac.backends.decide`).
     native_results: bool = False
 
+    @classmethod
+    def of(cls, app: Any, hostname: str, config: dict[str, Any]) -> Plan:
+        """The plan for a configuration of the core (`celeriac.config.build`)."""
+        pool = config["pool"]
+        kind = pool["kind"]
+        return cls(
+            app=app,
+            hostname=hostname,
+            kind=kind,
+            lanes=pool["concurrency"] if kind == "threads" else 1,
+            watch_memory=pool["max_memory_per_child"] is not None,
+            native_results=config["backend"]["native"],
+        )
+
 
 def start(plan: Plan) -> Zygote:
     """Forks the zygote. To be called before the process has threads, and after the app is fully set up."""
