@@ -77,7 +77,7 @@ fn run(config: Config, hooks: PyHooks, zygote: ZygoteHandle) -> Result<Exit, Err
                 })
             })
             .collect::<Result<Vec<_>, Error>>()?;
-        let backend = match (config.backend.native, backend::by_url(&config.backend)?) {
+        let backend = match (config.backend.native, backend::by_url(&config.backend, &config.broker)?) {
             (false, _) => None,
             (true, Some(backend)) => Some(backend),
             (true, None) => {
