@@ -5,6 +5,9 @@
 //! to it. A session that ends drops its event sender: `events.recv()` gives `None` after a last
 //! [`Event::Lost`]. Connecting again, back-off and the failover list are in [`reconnect`], once for all.
 
+pub mod amqp;
+pub mod memory;
+pub mod reconnect;
 pub mod topology;
 
 use std::collections::HashSet;
@@ -266,6 +269,11 @@ pub struct BrokerConfig {
 /// # Errors
 /// When the scheme is ours and the address or an option is wrong.
 pub fn by_url(url: &str, config: &BrokerConfig) -> Result<Option<Arc<dyn Broker>>, BrokerError> {
-    let _ = (url, config);
-    Ok(None)
+    if let Some(broker) = amqp::Amqp::new(url, config)? {
+        return Ok(Some(broker));
+    }
+    match url.split_once("://").map_or(url, |(scheme, _)| scheme) {
+        "memory" => Ok(Some(Arc::new(memory::MemoryBroker::open(url)))),
+        _ => Ok(None),
+    }
 }

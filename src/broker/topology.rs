@@ -106,3 +106,43 @@ impl Queue {
         self.arguments.get("x-queue-type").and_then(Value::as_str) == Some("quorum")
     }
 }
+
+/// Whether a key matches the pattern of a topic binding: `*` is one word, `#` any number of them, words are parted by
+/// dots.
+pub fn topic_matches(pattern: &str, key: &str) -> bool {
+    fn words(pattern: &[&str], key: &[&str]) -> bool {
+        match (pattern.split_first(), key.split_first()) {
+            (None, None) => true,
+            (Some((&"#", rest)), _) => (0..=key.len()).any(|skipped| words(rest, &key[skipped..])),
+            (Some((word, pattern)), Some((other, key))) => {
+                (*word == "*" || word == other) && words(pattern, key)
+            }
+            _ => false,
+        }
+    }
+    words(&pattern.split('.').collect::<Vec<_>>(), &key.split('.').collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_is_one_word_and_a_hash_any_number() {
+        for (pattern, key, matches) in [
+            ("a.b", "a.b", true),
+            ("a.b", "a.b.c", false),
+            ("a.*", "a.b", true),
+            ("a.*", "a", false),
+            ("a.*", "a.b.c", false),
+            ("a.#", "a", true),
+            ("a.#", "a.b.c", true),
+            ("#.c", "a.b.c", true),
+            ("#", "", true),
+            ("*.b.#", "a.b", true),
+            ("*.b.#", "b", false),
+        ] {
+            assert_eq!(topic_matches(pattern, key), matches, "{pattern} {key}");
+        }
+    }
+}

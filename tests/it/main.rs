@@ -1,0 +1,9 @@
+//! One integration test binary: a module an area. Conformance suites run each check against every
+//! implementation of a trait, on real servers that the tests start themselves.
+
+#![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
+mod broker;
+mod result;
+mod support;
+mod worker;
