@@ -7,6 +7,7 @@ pub(crate) mod amqp;
 mod checks;
 pub(crate) mod client;
 mod memory;
+mod redis;
 
 use std::sync::Arc;
 
@@ -128,4 +129,5 @@ pub(crate) const GARBAGE: &[&str] = &[
 ];
 
 checks::run!(on_memory: memory::MemoryHarness);
+checks::run!(on_redis: redis::RedisHarness);
 checks::run!(on_amqp: amqp::AmqpHarness);
