@@ -2,8 +2,11 @@
 
 pub mod backend;
 pub mod broker;
+pub mod cli;
 pub mod clock;
+pub mod cluster;
 pub mod config;
+pub mod control;
 pub mod error;
 pub mod pool;
 pub mod protocol;

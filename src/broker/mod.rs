@@ -5,7 +5,10 @@
 //! to it. A session that ends drops its event sender: `events.recv()` gives `None` after a last
 //! [`Event::Lost`]. Connecting again, back-off and the failover list are in [`reconnect`], once for all.
 
+<<<<<<< HEAD
 pub mod filesystem;
+=======
+pub mod amqp;
 pub mod memory;
 pub mod reconnect;
 pub mod topology;
@@ -269,6 +272,9 @@ pub struct BrokerConfig {
 /// # Errors
 /// When the scheme is ours and the address or an option is wrong.
 pub fn by_url(url: &str, config: &BrokerConfig) -> Result<Option<Arc<dyn Broker>>, BrokerError> {
+    if let Some(broker) = amqp::Amqp::new(url, config)? {
+        return Ok(Some(broker));
+    }
     match url.split_once("://").map_or(url, |(scheme, _)| scheme) {
         "filesystem" => Ok(Some(Arc::new(filesystem::FilesystemBroker::open(url, config)?))),
         "memory" => Ok(Some(Arc::new(memory::MemoryBroker::open(url)))),

@@ -55,6 +55,9 @@ pub struct Config {
     /// Whether INFO lines are wanted at all, so that none are built in vain.
     #[serde(default)]
     pub log_info: bool,
+    /// The same for DEBUG.
+    #[serde(default)]
+    pub log_debug: bool,
 }
 
 /// What a task's attributes say about settling and limits.
@@ -84,6 +87,9 @@ pub struct TaskPolicy {
     /// `rate_limit`: tasks a second.
     #[serde(default)]
     pub rate_limit: Option<f64>,
+    /// The same as the app wrote it: `10/m`.
+    #[serde(default)]
+    pub rate_limit_text: Option<String>,
     /// `ignore_result`.
     #[serde(default)]
     pub ignore_result: bool,

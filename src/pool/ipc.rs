@@ -30,6 +30,8 @@ pub enum ToChild {
     },
     /// Leave through the exit hooks.
     Stop,
+    /// The same, to be replaced: exit status 155.
+    Recycle,
 }
 
 /// What a child writes to the supervisor.
@@ -123,6 +125,7 @@ impl ToChild {
                 put_option(out, error.as_ref().map(String::as_bytes));
             }
             Self::Stop => out.put_u8(3),
+            Self::Recycle => out.put_u8(4),
         });
     }
 
@@ -152,6 +155,7 @@ impl ToChild {
             })),
             2 => Self::Stored { serial: fields.u64()?, error: fields.optional_text()? },
             3 => Self::Stop,
+            4 => Self::Recycle,
             kind => return Err(FrameError::Kind(kind)),
         })
     }

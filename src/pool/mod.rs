@@ -4,6 +4,12 @@
 //! task; only an idle slot takes a job, so no task ever waits behind a long one.
 
 pub mod ipc;
+mod process;
+pub mod processes;
+mod slots;
+#[cfg(test)]
+mod tests;
+pub mod zygote;
 
 use bytes::Bytes;
 use serde::Deserialize;

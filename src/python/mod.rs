@@ -1,10 +1,22 @@
 //! The border to Python; pyo3 is named nowhere else. Calls are coarse: a configuration in, frames, hooks.
 
+mod child;
+mod cli;
+mod errors;
+mod hooks;
+mod ladder;
+mod log;
+mod run;
+
 use pyo3::prelude::*;
 
 /// `celeriac._core`.
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    cli::register(module)?;
+    module.add_function(wrap_pyfunction!(ladder::foreign_broker, module)?)?;
+    module.add_function(wrap_pyfunction!(run::run_worker, module)?)?;
+    module.add_class::<child::ChildPipe>()?;
     Ok(())
 }

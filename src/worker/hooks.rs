@@ -3,12 +3,15 @@
 //! a native app has its own. Nothing on the path of a healthy task waits here unless a handler is connected.
 
 use async_trait::async_trait;
+use serde::Serialize;
 use serde_json::Value;
 
+use crate::broker::Settlement;
 use crate::protocol::{DeliveryInfo, Message};
 
 /// A moment of the worker's life. Sent in order; most are not waited for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "what", content = "fields", rename_all = "snake_case")]
 pub enum Notice {
     /// Connected; `Connected to …` is logged and `worker.consumer.connection` is there.
     Connected {
@@ -46,7 +49,8 @@ pub struct Report {
 }
 
 /// What the parent reports.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "what", rename_all = "snake_case")]
 pub enum Incident {
     /// No such task: FAILURE NotRegistered, `task_unknown`.
     Unknown {
@@ -120,8 +124,9 @@ pub trait Hooks: Send + Sync {
     async fn received(&self, message: &Message, info: &DeliveryInfo);
 
     /// Does what Celery's parent process does: stores, signals, errbacks, log lines. The message is settled after.
-    /// `true`: the work was retried under the same id (`retry_on_worker_lost`), so the message is to be acknowledged.
-    async fn report(&self, report: Report) -> bool;
+    /// The answer, where there is one, overrides the planned settlement: a task whose child died may turn out to have
+    /// been retried (`retry_on_worker_lost`) or to have stored its SUCCESS, and is then acknowledged.
+    async fn report(&self, report: Report) -> Option<Settlement>;
 
     /// A remote control command that is not ours: the app's own. `None`: no such command.
     async fn control(&self, method: &str, arguments: Value) -> Option<Value>;

@@ -4,4 +4,6 @@
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 mod broker;
+mod result;
 mod support;
+mod worker;

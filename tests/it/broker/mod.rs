@@ -3,8 +3,9 @@
 //! A broker joins by implementing [`Harness`] in a file here and adding one line to the list below. A check
 //! that a broker cannot have by its [`Capabilities`](celeriac::broker::Capabilities) returns at once.
 
+pub(crate) mod amqp;
 mod checks;
-mod client;
+pub(crate) mod client;
 mod filesystem;
 mod memory;
 
@@ -129,3 +130,4 @@ pub(crate) const GARBAGE: &[&str] = &[
 
 checks::run!(on_memory: memory::MemoryHarness);
 checks::run!(on_filesystem: filesystem::FilesystemHarness);
+checks::run!(on_amqp: amqp::AmqpHarness);

@@ -2,8 +2,11 @@
 
 #![allow(dead_code, reason = "each area takes what it needs")]
 
+pub(crate) mod celery;
 pub(crate) mod folder;
+pub(crate) mod pool;
 pub(crate) mod process;
+pub(crate) mod rabbitmq;
 pub(crate) mod redis;
 
 use std::time::Duration;

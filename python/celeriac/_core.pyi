@@ -1,0 +1,57 @@
+"""What the extension module offers to the Python half."""
+
+from typing import Any
+
+__version__: str
+
+class ChildPipe:
+    """A child's end of the frames."""
+
+    pid: int
+    def __new__(cls, fd: int, *, watch_memory: bool = False) -> ChildPipe: ...
+    def up(self) -> None: ...
+    def recv(
+        self,
+    ) -> tuple[int, str, str, str, str, str, str, bool, bytes, str, str, bool] | int | None: ...
+    def accepted(self, job: int) -> None: ...
+    def succeeded(self, job: int, result: str, runtime: float) -> None: ...
+    def failed(self, job: int, exception: str, traceback: str, runtime: float) -> None: ...
+    def retried(self, job: int, exception: str, traceback: str) -> None: ...
+    def ignored(self, job: int) -> None: ...
+    def rejected(self, job: int, requeue: bool, exception: str, traceback: str) -> None: ...
+    def undecodable(self, job: int, reason: str) -> None: ...
+    def malformed(self, job: int, reason: str) -> None: ...
+    def lost(self, job: int, status: str) -> None: ...
+    def store(
+        self,
+        job: int,
+        task_id: str,
+        state: str,
+        document: bytes,
+        key: str,
+        expires: float | None,
+        content_type: str,
+        content_encoding: str,
+        *,
+        wait: bool,
+    ) -> str | None: ...
+
+def parse_globals(argv: list[str], env: dict[str, str], version: str) -> str:
+    """The global options and the command, as JSON."""
+
+def parse_command(name: str, arguments: list[str], env: dict[str, str], user: str) -> str:
+    """The options of one of our commands, as JSON."""
+
+def refuse_options(options: str) -> str | None:
+    """Why worker options (a JSON object) cannot be served."""
+
+def options_reference() -> str:
+    """All options, in Markdown."""
+
+def foreign_broker(config: str) -> str | None:
+    """The scheme of the first broker address that is not spoken natively."""
+
+def run_worker(
+    config: str, hooks: Any, *, zygote_fd: int, zygote_pid: int, wants_received: bool
+) -> tuple[int, bool, str | None]:
+    """Runs the worker until it ends: exit status, restart, what broke it."""

@@ -1,0 +1,119 @@
+"""The supervisor's Python side: what the Rust worker asks of the app, on the main thread.
+
+Healthy tasks do not come here. The app's signal handlers do, and the few failures that a parent process has to
+account for because no child will: Celery's own ``Request`` and backend objects serve those, of whatever version.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from celery import signals
+from celery.utils.debug import cry
+
+from celeriac import _core
+from celeriac.commands import Commands
+from celeriac.incidents import Incidents
+
+if TYPE_CHECKING:
+    from celeriac.worker import Worker
+    from celeriac.zygote import Zygote
+
+__all__ = ["Ended", "Hooks", "run"]
+
+logger = logging.getLogger("celery.worker")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the worker ended."""
+
+    exitcode: int
+    restart: bool
+
+
+def run(worker: Worker, zygote: Zygote) -> Ended:
+    """Runs the Rust worker until it is told to stop; blocks. The zygote's socket is given away."""
+    hooks = Hooks(worker)
+    exitcode, restart, _broken = _core.run_worker(
+        json.dumps(worker.core_config),
+        hooks,
+        zygote_fd=zygote.socket,
+        zygote_pid=zygote.pid,
+        wants_received=bool(signals.task_received.receivers),
+    )
+    return Ended(exitcode, restart)
+
+
+class Hooks:
+    """Called from Rust, one call at a time. Whatever user code raises is logged here and goes no further."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.incidents = Incidents(worker)
+        self.commands = Commands(worker)
+
+    def notice(self, text: str) -> None:
+        try:
+            self._notice(json.loads(text))
+        except Exception:
+            logger.exception("A hook of the worker failed: %s", text)
+
+    def _notice(self, notice: Any) -> None:
+        if isinstance(notice, str):
+            notice = {"what": notice}
+        fields = notice.get("fields") or {}
+        match notice["what"]:
+            case "ready":
+                self.worker.consumer.ready()
+            case "shutting_down":
+                signals.worker_shutting_down.send(
+                    sender=self.worker.hostname,
+                    sig=fields["signal"],
+                    how=fields["how"],
+                    exitcode=fields["exit_code"],
+                )
+            case "say":
+                say(fields, sys.__stdout__)
+            case "cry":
+                say(cry(), sys.__stderr__)
+            case "connected":
+                self.worker.consumer.connected()
+
+    def log(self, records: list[tuple[str, int, str, str | None]]) -> None:
+        for name, level, message, data in records:
+            target = logging.getLogger(name)
+            if not target.isEnabledFor(level):
+                continue
+            if data is None:
+                target.log(level, "%s", message)
+            else:
+                fields = json.loads(data)
+                target.log(level, "Task %(name)s[%(id)s] received", fields, extra={"data": fields})
+
+    def received(self, envelope: str, body: bytes) -> None:
+        self.incidents.received(json.loads(envelope), body)
+
+    def report(self, incident: str, envelope: str, body: bytes, pid: int | None) -> str | None:
+        try:
+            return self.incidents.report(json.loads(incident), json.loads(envelope), body, pid)
+        except Exception:
+            logger.exception("A message could not be reported: %s", incident)
+            return None
+
+    def control(self, method: str, arguments: str) -> str | None:
+        return self.commands.run(method, json.loads(arguments))
+
+
+def say(message: Any, stream: Any) -> None:
+    """Write to the terminal, past logging and whatever stdout was replaced by."""
+    if stream is not None:
+        try:
+            stream.write(f"\n{message}\n")
+            stream.flush()
+        except OSError:
+            pass

@@ -1,0 +1,309 @@
+"""A child: takes jobs from the supervisor, runs them through Celery's own tracer, says how they ended."""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import billiard
+from billiard import util as billiard_util
+from billiard.common import (
+    clear_terminate_handler_fired,
+    human_status,
+    reset_signals,
+    terminate_handler_fired,
+)
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from celery import platforms, signals
+from celery._state import _set_task_join_will_block
+from celery.app import trace
+from celery.app.task import Context
+from celery.concurrency import prefork
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from celery.utils.log import get_logger
+from celery.utils.serialization import get_pickled_exception
+from kombu import compression, serialization
+from kombu.exceptions import ContentDisallowed
+from kombu.utils import json
+from kombu.utils.encoding import safe_repr, safe_str
+
+from celeriac import backends
+from celeriac._core import ChildPipe
+
+if TYPE_CHECKING:
+    from celeriac.zygote import Plan
+
+logger = get_logger("celery.pool")
+
+EX_OK, EX_FAILURE, EX_RECYCLE = 0, 1, 0x9B
+
+#: Exit hooks (exporters that flush, mostly) have this long; then the stack of what hung is written to stderr.
+EXIT_LIMIT = 5.0
+
+Job = tuple[int, str, str, str, str, str, str, bool, bytes, str, str, bool]
+
+
+def main(plan: Plan, number: int, index: int, descriptor: int) -> int:
+    """The whole life of a child, from the fork on. Gives its exit status."""
+    if plan.kind == "prefork":
+        return _prefork(plan, number, index, descriptor)
+    return _in_main_process(plan, descriptor)
+
+
+def _prefork(plan: Plan, number: int, index: int, descriptor: int) -> int:
+    # Billiard's own process object does what it does in Celery: name and index that logs and user code read, stdin
+    # from /dev/null, fresh logging locks, after-fork hooks of the app and its pools.
+    process = billiard.get_context("fork").Process(
+        target=_prefork_body, args=(plan, descriptor), name=f"ForkPoolWorker-{number}"
+    )
+    process.daemon = True
+    process.index = index
+    status: int = process._bootstrap()
+    return status
+
+
+def _prefork_body(plan: Plan, descriptor: int) -> None:
+    clear = clear_terminate_handler_fired
+    clear()
+    for name in ("SIGQUIT", "SIGUSR2"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    pipe = ChildPipe(descriptor, watch_memory=plan.watch_memory)
+    writer = backends.install(plan.app, pipe) if plan.native_results else None
+    status: int | None = EX_FAILURE
+    try:
+        prefork.process_initializer(plan.app, plan.hostname)
+        reset_signals()
+        signal.signal(signal.SIGUSR1, _on_soft_limit)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        pipe.up()
+        status = Lane(plan, pipe, writer).run()
+    except SystemExit as leaving:
+        status = leaving.code if isinstance(leaving.code, int) else EX_FAILURE
+        raise
+    except Exception:
+        logger.exception("Pool process %r error", os.getpid())
+        raise
+    finally:
+        prefork.process_destructor(os.getpid(), status)
+        _run_exit_hooks()
+    sys.exit(status)
+
+
+def _in_main_process(plan: Plan, descriptor: int) -> int:
+    """`threads` and `solo`: to user code this is the worker's main process."""
+    billiard_util._finalizer_registry.clear()
+    billiard_util._run_after_forkers()
+    # Only the supervisor answers the terminal and the service manager.
+    for name in ("SIGTERM", "SIGQUIT", "SIGHUP", "SIGINT", "SIGUSR1"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    platforms.set_mp_process_title("celeryd", hostname=plan.hostname)
+    pipe = ChildPipe(descriptor, watch_memory=plan.watch_memory)
+    app = plan.app
+    writer = backends.install(app, pipe) if plan.native_results else None
+    _set_task_join_will_block(True)
+    for name, task in app.tasks.items():
+        task.__trace__ = trace.build_tracer(name, task, app.loader, plan.hostname, app=app)
+    if plan.kind == "solo":
+        signals.worker_process_init.send(sender=plan.hostname)
+    try:
+        pipe.up()
+        if plan.lanes == 1:
+            return Lane(plan, pipe, writer).run()
+        return _run_threads(plan, pipe, writer)
+    finally:
+        _run_exit_hooks()
+
+
+def _run_threads(plan: Plan, pipe: ChildPipe, writer: backends.Writer | None) -> int:
+    status = [EX_OK]
+
+    def run() -> None:
+        status[0] = max(status[0], Lane(plan, pipe, writer).run())
+
+    threads = [
+        threading.Thread(target=run, name=f"ThreadPoolExecutor-0_{lane}", daemon=True)
+        for lane in range(plan.lanes)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return status[0]
+
+
+def _run_exit_hooks() -> None:
+    """What the interpreter does when it ends by itself, under a time limit."""
+    faulthandler.dump_traceback_later(EXIT_LIMIT, exit=True, file=sys.__stderr__ or 2)
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+#: The jobs that run in this process and may be interrupted: soft limits exist with `prefork` only.
+_interruptible = False
+
+
+def _on_soft_limit(signum: int, frame: object) -> None:
+    # It may arrive when its task has just ended.
+    if _interruptible:
+        raise SoftTimeLimitExceeded()
+
+
+class Lane:
+    """Runs one job after the other."""
+
+    def __init__(self, plan: Plan, pipe: ChildPipe, writer: backends.Writer | None) -> None:
+        self.plan = plan
+        self.pipe = pipe
+        self.writer = writer
+        self.tasks = plan.app.tasks
+        self.accept = serialization.prepare_accept_content(plan.app.conf.accept_content)
+
+    def run(self) -> int:
+        """Until it is told to leave; gives the exit status."""
+        pipe = self.pipe
+        while True:
+            job = pipe.recv()
+            if job is None:
+                return EX_FAILURE
+            if isinstance(job, int):
+                return job
+            leave = self.job(job)
+            if leave is not None:
+                return leave
+
+    def job(self, job: Job) -> int | None:
+        """Runs one job; gives an exit status when the process has to go."""
+        global _interruptible
+        number, name, uuid, *_, body, content_type, content_encoding, acks_early = job
+        pipe = self.pipe
+        try:
+            request = self.request(job)
+            packed = request.get("compression")
+            content = compression.decompress(body, packed) if packed else body
+            payload = serialization.loads(content, content_type, content_encoding, accept=self.accept)
+        except ContentDisallowed as exc:
+            pipe.malformed(number, str(exc))
+            return None
+        except Exception as exc:
+            pipe.undecodable(number, safe_repr(exc))
+            return None
+        try:
+            args, kwargs, embed = payload
+            embed = dict(embed or {})
+            task = self.tasks[name]
+        except (TypeError, ValueError) as exc:
+            pipe.malformed(number, f"the body is not [args, kwargs, options]: {exc}")
+            return None
+        except KeyError:
+            pipe.malformed(number, f"task {name!r} is not registered in the child")
+            return None
+        if acks_early:
+            pipe.accepted(number)
+        request.update(
+            {"args": args, "kwargs": kwargs, "hostname": self.plan.hostname, "is_eager": False}, **embed
+        )
+        if self.writer:
+            current = self.writer.job
+            current.number, current.task, current.uuid = number, task, uuid
+        try:
+            _interruptible = True
+            retval, info, runtime, retstr = task.__trace__(uuid, args, kwargs, request)
+            _interruptible = False
+        except BaseException as exc:
+            _interruptible = False
+            return self.escaped(number, task, request, exc)
+        finally:
+            if self.writer:
+                self.writer.job.number = 0
+        if info is None and not isinstance(retval, ExceptionInfo):
+            pipe.succeeded(number, str(retstr), runtime or 0.0)
+            return None
+        return self.unsuccessful(number, retval, runtime or 0.0)
+
+    def request(self, job: Job) -> dict[str, Any]:
+        """What Celery's `Request` makes of a message for the tracer."""
+        _, _, _, headers, properties, exchange, routing_key, redelivered, *_ = job
+        request: dict[str, Any] = json.loads(headers)
+        props: dict[str, Any] = json.loads(properties)
+        request["properties"] = props
+        request["reply_to"] = props.get("reply_to")
+        request["correlation_id"] = props.get("correlation_id")
+        request["hostname"] = self.plan.hostname
+        request["delivery_info"] = {
+            "exchange": exchange,
+            "routing_key": routing_key,
+            "priority": props.get("priority"),
+            "redelivered": redelivered,
+        }
+        return request
+
+    def unsuccessful(self, number: int, einfo: Any, runtime: float) -> int | None:
+        """Says how a task ended that the tracer has accounted for."""
+        exc = einfo.exception
+        if isinstance(exc, ExceptionWithTraceback):
+            exc = exc.exc
+        traceback = safe_str(einfo.traceback)
+        pipe = self.pipe
+        if isinstance(exc, Reject):
+            pipe.rejected(number, bool(exc.requeue), _describe(einfo), traceback)
+        elif isinstance(exc, Ignore):
+            pipe.ignored(number)
+        elif isinstance(exc, Retry):
+            pipe.retried(number, safe_repr(exc.exc), traceback)
+        else:
+            pipe.failed(number, _describe(einfo), traceback, runtime)
+            if isinstance(exc, MemoryError):
+                # As in Celery the process is not trusted any more.
+                return EX_FAILURE
+        return None
+
+    def escaped(self, number: int, task: Any, request: dict[str, Any], exc: BaseException) -> int | None:
+        """Accounts for what the tracer let through."""
+        if terminate_handler_fired():
+            # We were told to die and the task did not finish: the supervisor knows why.
+            raise exc
+        if isinstance(exc, SystemExit | KeyboardInterrupt):
+            return self.exited(number, exc)
+        einfo = ExceptionInfo()
+        if isinstance(exc, Reject | Ignore | Retry):
+            return self.unsuccessful(number, einfo, 0.0)
+        context = Context(request)
+        task.backend.mark_as_failure(context.id, exc, einfo.traceback, request=context)
+        signals.task_failure.send(
+            sender=task,
+            task_id=context.id,
+            exception=exc,
+            args=context.args,
+            kwargs=context.kwargs,
+            traceback=einfo.traceback,
+            einfo=einfo,
+        )
+        logger.error("Task handler raised error: %r", exc, exc_info=einfo.exc_info)
+        return self.unsuccessful(number, einfo, 0.0)
+
+    def exited(self, number: int, exc: BaseException) -> int:
+        """The task asked for the end of its process."""
+        code: object = EX_FAILURE
+        if isinstance(exc, SystemExit):
+            code = 0 if exc.code is None else exc.code
+            code = code if isinstance(code, int) else EX_FAILURE
+            status = human_status(code)
+        else:
+            status = type(exc).__name__
+        self.pipe.lost(number, status)
+        return code if isinstance(code, int) else EX_FAILURE
+
+
+def _describe(einfo: Any) -> str:
+    exc = get_pickled_exception(einfo.exception)
+    if isinstance(exc, ExceptionWithTraceback):
+        exc = exc.exc
+    return str(safe_repr(exc))

@@ -1,0 +1,61 @@
+"""Remote control commands that need Python: the app's own, its configuration, and what Rust asks on its own behalf."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+from celery import states
+from celery.utils.objects import Bunch
+from celery.worker.control import Panel
+
+if TYPE_CHECKING:
+    from celeriac.worker import Worker
+
+__all__ = ["Commands"]
+
+logger = logging.getLogger("celery.worker.control")
+
+#: A revoked task in one of these states will not reach another by itself.
+OPEN = frozenset({states.PENDING, states.RECEIVED, states.RETRY, states.REJECTED})
+
+
+class Commands:
+    """Answers by name; an answer is the JSON text of the reply, `None` where there is no such command."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.app = worker.app
+
+    def run(self, method: str, arguments: dict[str, Any]) -> str | None:
+        """Runs a command; its exception is its reply, as in Celery."""
+        if method == "celeriac.store_revoked":
+            self._store_revoked(arguments["ids"])
+            return None
+        command = Panel.data.get(method)
+        if command is None:
+            return None
+        state = Bunch(
+            app=self.app,
+            hostname=self.worker.hostname,
+            consumer=self.worker.consumer,
+            tset=set,
+        )
+        try:
+            reply = command(state, **arguments)
+        except Exception as exc:
+            logger.exception("Control command %s failed", method)
+            reply = {"error": repr(exc)}
+        return json.dumps(reply, default=repr)
+
+    def _store_revoked(self, ids: list[str]) -> None:
+        backend = self.app.backend
+        for task_id in ids:
+            try:
+                if backend.get_state(task_id) in OPEN:
+                    backend.mark_as_revoked(task_id, reason="revoked", store_result=True)
+            except NotImplementedError:
+                return
+            except Exception:
+                logger.exception("The revoked task %s could not be stored as such", task_id)

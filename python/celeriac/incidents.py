@@ -1,0 +1,303 @@
+"""The failures that the parent process reports, through Celery's own objects: stores, errbacks, signals, log lines."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+from billiard.einfo import ExceptionInfo
+from celery import signals, states
+from celery.app.trace import task_has_custom
+from celery.exceptions import NotRegistered, Reject, Retry, TimeLimitExceeded, WorkerLostError
+from celery.utils.saferepr import saferepr
+from celery.worker.request import Request
+from kombu.message import Message
+from kombu.serialization import prepare_accept_content
+
+if TYPE_CHECKING:
+    from celeriac.worker import Worker
+
+__all__ = ["Incidents"]
+
+logger = logging.getLogger("celery.worker.request")
+consumer_logger = logging.getLogger("celery.worker.consumer.consumer")
+
+
+class Settled(Message):  # type: ignore[misc]
+    """A kombu message whose settling is Rust's business."""
+
+    def __init__(self, envelope: dict[str, Any], body: bytes, accept: set[str]) -> None:
+        super().__init__(
+            body=body,
+            delivery_tag=None,
+            content_type=envelope["content_type"],
+            content_encoding=envelope["content_encoding"],
+            delivery_info=envelope["delivery_info"],
+            headers=envelope["headers"] or {},
+            properties=envelope["properties"] or {},
+            accept=accept,
+            channel=None,
+        )
+
+    def ack(self, multiple: bool = False) -> None:
+        """Do nothing."""
+
+    def reject(self, requeue: bool = False) -> None:
+        """Do nothing."""
+
+
+class Incidents:
+    """Reports; the answer of :meth:`report` overrides how the message is settled."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.app = worker.app
+
+    # --- what Rust calls ---------------------------------------------------------------------------
+
+    def received(self, envelope: dict[str, Any], body: bytes) -> None:
+        """Send ``task_received``; a body that does not decode is the child's to complain about."""
+        try:
+            request = self._request(envelope, body)
+        except Exception:
+            return
+        signals.task_received.send(sender=self.worker.consumer, request=request)
+
+    def report(
+        self, incident: dict[str, Any], envelope: dict[str, Any], body: bytes, pid: int | None
+    ) -> str | None:
+        """Account for a message that no child accounts for."""
+        handler = getattr(self, "_" + incident.pop("what"))
+        answer: str | None = handler(envelope, body, pid, **incident)
+        return answer
+
+    # --- refused messages --------------------------------------------------------------------------
+
+    def _unknown(self, envelope: dict[str, Any], body: bytes, pid: int | None, task: str) -> None:
+        message = self._message(envelope, body)
+        exc = NotRegistered(task)
+        consumer_logger.error(
+            "Received unregistered task of type %s.\nNo module that this worker imports defines it "
+            "(check imports, include and autodiscovery); the message is dropped.\n"
+            "body: %s\nheaders: %r\ndelivery info: %r",
+            exc,
+            saferepr(body),
+            envelope["headers"],
+            envelope["delivery_info"],
+            exc_info=_raised(exc),
+        )
+        task_id = message.headers.get("id")
+        request = _Anonymous(message, self.worker.hostname)
+        self.app.backend.mark_as_failure(task_id, exc, request=request)
+        signals.task_unknown.send(
+            sender=self.worker.consumer, message=message, exc=exc, name=task, id=task_id
+        )
+
+    def _rejected(self, envelope: dict[str, Any], body: bytes, pid: int | None, reason: str | None) -> None:
+        message = self._message(envelope, body)
+        text = (
+            f"body: {saferepr(body)} {{content_type:{message.content_type!r} "
+            f"content_encoding:{message.content_encoding!r}\n"
+            f"  delivery_info:{envelope['delivery_info']!r} headers={envelope['headers']!r}}}"
+        )
+        exc: Exception | None = None
+        if reason is None:
+            consumer_logger.warning(
+                "Received and deleted unknown message.  Wrong destination?!?\n%s",
+                text,
+            )
+        else:
+            exc = ValueError(reason)
+            consumer_logger.error(
+                "Received invalid task message: %s\nThe message is dropped.\n%s",
+                reason,
+                text,
+            )
+        signals.task_rejected.send(sender=self.worker.consumer, message=message, exc=exc)
+
+    def _undecodable(self, envelope: dict[str, Any], body: bytes, pid: int | None, reason: str) -> None:
+        consumer_logger.critical(
+            "Can't decode message body: %s [type:%r encoding:%r headers:%s]\nbody: %s",
+            reason,
+            envelope["content_type"],
+            envelope["content_encoding"],
+            saferepr(envelope["headers"]),
+            saferepr(body),
+        )
+
+    def _bad_eta(self, envelope: dict[str, Any], body: bytes, pid: int | None, reason: str) -> None:
+        message = self._message(envelope, body)
+        exc = OverflowError(reason)
+        eta = message.headers.get("eta")
+        logger.error("Couldn't convert ETA %r to timestamp: %r. Task: %r", eta, exc, message.headers.get("id"))
+        message.headers["eta"] = None
+        request = self._request(envelope, body)
+        request.task.backend.mark_as_failure(
+            request.id, exc, request=request._context, store_result=request.store_errors
+        )
+
+    # --- requests ----------------------------------------------------------------------------------
+
+    def _revoked(
+        self,
+        envelope: dict[str, Any],
+        body: bytes,
+        pid: int | None,
+        reason: str,
+        terminated: bool,
+        signal: int | None,
+        expired: bool,
+    ) -> None:
+        request = self._request(envelope, body)
+        request.task.backend.mark_as_revoked(
+            request.id, reason, request=request._context, store_result=request.store_errors
+        )
+        signals.task_revoked.send(
+            sender=request.task,
+            request=request._context,
+            terminated=terminated,
+            signum=signal,
+            expired=expired,
+        )
+
+    def _worker_lost(
+        self, envelope: dict[str, Any], body: bytes, pid: int | None, status: str, requeued: bool
+    ) -> str | None:
+        request = self._request(envelope, body, pid)
+        exc = WorkerLostError(f"Worker exited prematurely: {status}.")
+        einfo = _einfo(exc)
+        task = request.task
+        stored = getattr(request, "_success_was_stored", lambda: False)()
+        if stored:
+            logger.warning(
+                "Task %s[%s] succeeded before the worker was lost: %r", request.name, request.id, exc
+            )
+            return "ack"
+        if getattr(task, "retry_on_worker_lost", False):
+            limit = task.max_retries
+            exhausted = limit is not None and request._context.retries >= limit
+            if not exhausted:
+                if request._retry_worker_lost(exc, einfo):
+                    return "ack"
+                if task.acks_late and task.reject_on_worker_lost:
+                    self._handler_error(exc, einfo)
+                    return "requeue"
+        if not requeued:
+            self._fail(request, exc, einfo)
+        self._handler_error(exc, einfo)
+        return None
+
+    def _timed_out(
+        self, envelope: dict[str, Any], body: bytes, pid: int | None, limit: float, requeued: bool
+    ) -> None:
+        request = self._request(envelope, body, pid)
+        seconds: float | int = int(limit) if float(limit).is_integer() else limit
+        logger.error("Hard time limit (%ss) exceeded for %s[%s]", seconds, request.name, request.id)
+        if requeued:
+            return
+        exc = TimeLimitExceeded(seconds)
+        einfo = _einfo(exc)
+        task = request.task
+        # Once: as in 5.7 every hook of a failure runs, and unlike it none runs twice.
+        self._fail(request, exc, einfo)
+        task.on_failure(exc, request.id, request.args, request.kwargs, einfo)
+        if task_has_custom(task, "after_return"):
+            task.after_return(states.FAILURE, exc, request.id, request.args, request.kwargs, None)
+        self._handler_error(exc, einfo)
+
+    def _task_rejected(
+        self, envelope: dict[str, Any], body: bytes, pid: int | None, exception: str, traceback: str
+    ) -> None:
+        request = self._request(envelope, body, pid)
+        exc = Reject(exception, requeue=False)
+        self._fail(request, exc, _einfo(exc))
+
+    def _cancelled(self, envelope: dict[str, Any], body: bytes, pid: int | None) -> None:
+        request = self._request(envelope, body, pid)
+        exc = Retry(message="cancelled by Celery")
+        request.task.backend.mark_as_retry(request.id, exc, request=request._context)
+        request.task.on_retry(exc, request.id, request.args, request.kwargs, None)
+        signals.task_retry.send(sender=request.task, request=request._context, einfo=None)
+
+    # --- parts -------------------------------------------------------------------------------------
+
+    def _fail(self, request: Any, exc: BaseException, einfo: Any) -> None:
+        task = request.task
+        task.backend.mark_as_failure(
+            request.id, exc, request=request._context, store_result=request.store_errors
+        )
+        task.request_stack.push(request._context)
+        try:
+            signals.task_failure.send(
+                sender=task,
+                task_id=request.id,
+                exception=exc,
+                args=request.args,
+                kwargs=request.kwargs,
+                traceback=einfo.traceback,
+                einfo=einfo,
+            )
+        finally:
+            task.request_stack.pop()
+
+    def _handler_error(self, exc: BaseException, einfo: Any) -> None:
+        logger.error("Task handler raised error: %r", exc, exc_info=einfo.exc_info)
+
+    def _message(self, envelope: dict[str, Any], body: bytes) -> Settled:
+        return Settled(envelope, body, prepare_accept_content(self.app.conf.accept_content))
+
+    def _request(self, envelope: dict[str, Any], body: bytes, pid: int | None = None) -> Any:
+        message = self._message(envelope, body)
+        task = self.app.tasks[message.headers["task"]]
+        request = Request(
+            message,
+            app=self.app,
+            hostname=self.worker.hostname,
+            task=task,
+            eventer=None,
+            connection_errors=(),
+        )
+        request.worker_pid = pid
+        return request
+
+
+class _Anonymous:
+    """The request of a task that nobody knows: what a backend reads of it."""
+
+    def __init__(self, message: Settled, hostname: str) -> None:
+        headers, properties = message.headers, message.properties
+        self.id = headers.get("id")
+        self.task = headers.get("task")
+        self.hostname = hostname
+        self.chord = None
+        self.root_id = headers.get("root_id")
+        self.parent_id = headers.get("parent_id")
+        self.group = headers.get("group")
+        self.group_index = headers.get("group_index")
+        self.errbacks = None
+        self.chain = None
+        self.delivery_info = message.delivery_info
+        self.args = headers.get("argsrepr")
+        self.kwargs = headers.get("kwargsrepr")
+        self.retries = headers.get("retries", 0)
+        self.reply_to = properties.get("reply_to")
+        self.correlation_id = properties.get("correlation_id")
+        self.ignore_result = headers.get("ignore_result")
+        self.stamped_headers = headers.get("stamped_headers")
+        self.stamps = headers.get("stamps")
+        self.children: list[Any] = []
+
+
+def _raised(exc: BaseException) -> Any:
+    try:
+        raise exc
+    except BaseException:
+        return sys.exc_info()
+
+
+def _einfo(exc: BaseException) -> Any:
+    try:
+        raise exc
+    except BaseException:
+        return ExceptionInfo()

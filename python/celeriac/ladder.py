@@ -1,0 +1,291 @@
+"""Which rung of the ladder each concern of an app is on, and what cannot be hosted at all.
+
+Decided once, at start, from the app; the worker acts on it and `celeriac doctor` shows it. Each decision is
+made here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+from celery import bootsteps, signals
+from celery.exceptions import ImproperlyConfigured
+
+from celeriac import _core
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from celery.app.task import Task
+
+    from celeriac.worker import Worker
+
+Rung = Literal["native", "python"]
+
+RUN_CELERY = "run `celery worker` without CELERIAC for this app"
+
+#: Celery's pools that celeriac has an equal of.
+POOLS = {
+    "celery.concurrency.prefork:TaskPool": "prefork",
+    "celery.concurrency.thread:TaskPool": "threads",
+    "celery.concurrency.solo:TaskPool": "solo",
+}
+
+DEFAULT_CONSUMER = "celery.worker.consumer:Consumer"
+DEFAULT_STRATEGY = "celery.worker.strategy:default"
+DEFAULT_REQUEST = "celery.worker.request:Request"
+
+#: Settings whose effect does not exist yet and whose loss breaks no task: one warning at start names them.
+WITHOUT_EFFECT = {
+    "worker_send_task_events": "no events are sent",
+    "worker_state_db": "revoked tasks are forgotten when the worker ends",
+}
+
+
+class Refused(ImproperlyConfigured, click.ClickException):  # type: ignore[misc]
+    """The app or the command line asks for what celeriac cannot do. Exit status 2, like other usage
+    errors."""
+
+    exit_code = 2
+
+    def __init__(self, reasons: Iterable[str]) -> None:
+        self.reasons = list(reasons)
+        click.ClickException.__init__(self, "\n       ".join(self.reasons))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One concern, or one task, and where it runs."""
+
+    name: str
+    rung: Rung
+    reasons: list[str] = field(default_factory=list)
+
+
+# --- the rungs ---
+
+
+def concerns(worker: Worker) -> list[Decision]:
+    """Every concern of the app, in the order in which a task meets them."""
+    app = worker.app
+    return [
+        broker(app),
+        _content(app),
+        _execution(app),
+        backend(app),
+        _continuations(app),
+        Decision("schedule", "python", ["beat is Celery's: run `celeriac beat` beside the worker"]),
+        _logging(),
+    ]
+
+
+def broker(app: Celery) -> Decision:
+    """Native where Rust speaks to every address and all options can be told to it."""
+    from celeriac import config
+
+    conf = app.conf
+    reasons = []
+    transport = conf.broker_transport
+    if transport is not None and (not isinstance(transport, str) or "." in transport or ":" in transport):
+        reasons.append(f"broker_transport is {name_of(transport)}")
+    if callable(conf.broker_password):
+        reasons.append("broker_password is a function")
+    strategy = conf.broker_failover_strategy
+    if strategy is not None and not isinstance(strategy, str):
+        reasons.append(f"broker_failover_strategy is {name_of(strategy)}")
+    reasons += [
+        f"broker_transport_options[{name!r}] is {value}"
+        for name, value in config.foreign_options(conf.broker_transport_options)
+    ]
+    if not reasons:
+        scheme = _core.foreign_broker(json.dumps(config.broker(app)))
+        if scheme is not None:
+            reasons.append(f"{scheme} is spoken by kombu only")
+    return Decision("broker", "python" if reasons else "native", reasons)
+
+
+def backend(app: Celery) -> Decision:
+    """Native where the supervisor may write results itself."""
+    try:
+        from celeriac import backends  # type: ignore[attr-defined]
+    except ImportError:
+        return Decision("result backend", "python", ["Celery writes results in the child"])
+    native, reason = backends.decide(app)
+    return Decision("result backend", "native" if native else "python", [reason] if reason else [])
+
+
+def _content(app: Celery) -> Decision:
+    return Decision(
+        "content",
+        "python",
+        ["kombu decodes in the child: " + ", ".join(sorted(app.conf.accept_content or ["any"]))],
+    )
+
+
+def _execution(app: Celery) -> Decision:
+    tracer = importlib.import_module("celery.app.trace").build_tracer
+    reasons = ["Celery's own tracer runs every task"]
+    if name_of(tracer) != "celery.app.trace:build_tracer" or hasattr(tracer, "__wrapped__"):
+        reasons.append(f"build_tracer is replaced by {name_of(tracer)}")
+    return Decision("execution", "python", reasons)
+
+
+def _continuations(app: Celery) -> Decision:
+    reasons = ["callbacks, chains and chords are sent by Celery in the child"]
+    for name in ("before_task_publish", "after_task_publish"):
+        reasons += [f"{name} has a receiver: {receiver}" for receiver in receivers(getattr(signals, name))]
+    routes = app.conf.task_routes or ()
+    for route in routes if isinstance(routes, (list, tuple)) else [routes]:
+        if callable(route):
+            reasons.append(f"task_routes has a function: {name_of(route)}")
+    if "send_task" in vars(type(app)) and type(app).__module__ != "celery.app.base":
+        reasons.append(f"{name_of(type(app))} overrides send_task")
+    return Decision("continuations", "python", reasons)
+
+
+def _logging() -> Decision:
+    reasons = ["records go through Python's logging"]
+    for name in ("setup_logging", "after_setup_logger", "after_setup_task_logger"):
+        reasons += [f"{name} has a receiver: {receiver}" for receiver in receivers(getattr(signals, name))]
+    return Decision("logging", "python", reasons)
+
+
+def tasks(worker: Worker) -> list[Decision]:
+    """Every task of the app but Celery's own, with what it has of its own."""
+    return [
+        Decision(name, "python", _peculiarities(task))
+        for name, task in sorted(worker.app.tasks.items())
+        if not name.startswith("celery.")
+    ]
+
+
+#: What a task class may override and the tracer then calls.
+HOOKS = (
+    "__call__",
+    "before_start",
+    "on_success",
+    "on_failure",
+    "on_retry",
+    "after_return",
+    "apply_async",
+    "retry",
+    "replace",
+)
+
+
+def _peculiarities(task: Task) -> list[str]:
+    from celery.app.task import Task as Plain
+
+    reasons = []
+    overridden = [hook for hook in HOOKS if getattr(type(task), hook, None) is not getattr(Plain, hook, None)]
+    # Celery itself wraps `__call__` of the plain class while a worker runs.
+    if overridden:
+        reasons.append(f"{name_of(type(task).__mro__[1])} overrides {', '.join(overridden)}")
+    if task.__trace__ is not None:
+        reasons.append(f"__trace__ is {name_of(task.__trace__)}")
+    if getattr(task, "autoretry_for", None):
+        reasons.append("autoretry_for")
+    if name_of(type(task.backend)) != name_of(type(task.app.backend)):
+        reasons.append(f"backend is {name_of(type(task.backend))}")
+    return reasons
+
+
+def receivers(signal: Any) -> list[str]:
+    """Names of the live receivers of a signal."""
+    return [name_of(receiver) for receiver in signal._live_receivers(None)] if signal.receivers else []
+
+
+# --- what cannot be hosted ---
+
+
+def refused_options(options: Mapping[str, Any]) -> list[str]:
+    """Keyword arguments of the worker that cannot be served; both doors come through here."""
+    plain = {
+        name: value
+        for name, value in options.items()
+        if isinstance(value, (str, int, float, list, tuple, bool))
+    }
+    reason = _core.refuse_options(json.dumps(plain))
+    return [reason] if reason else []
+
+
+def refused_app(worker: Worker) -> list[str]:
+    """What the app has that celeriac cannot host, each with what to do."""
+    return [*_refused_settings(worker), *_refused_tasks(worker), *_refused_steps(worker)]
+
+
+def pool_kind(pool_class: Any) -> str | None:
+    """`prefork`, `threads` or `solo`; none for a pool that is not ours."""
+    if isinstance(pool_class, str):
+        return POOLS.get(pool_class)
+    return POOLS.get(f"{pool_class.__module__}:{pool_class.__qualname__}")
+
+
+def _refused_settings(worker: Worker) -> Iterator[str]:
+    conf = worker.app.conf
+    if pool_kind(worker.pool_cls) is None:
+        yield f"the pool {name_of(worker.pool_cls)} is not prefork, threads or solo: {RUN_CELERY}."
+    if name_of(worker.consumer_cls) != DEFAULT_CONSUMER:
+        yield f"worker_consumer is {name_of(worker.consumer_cls)}, which celeriac does not run: {RUN_CELERY}."
+    if conf.get("worker_agent"):
+        yield f"worker_agent is {name_of(conf.worker_agent)}, which celeriac does not run: {RUN_CELERY}."
+    if getattr(worker, "pool_start_method", None) == "spawn":
+        yield (
+            "worker_pool_start_method is 'spawn', which is not supported by celeriac yet: remove it, or "
+            + RUN_CELERY
+            + "."
+        )
+
+
+def _refused_tasks(worker: Worker) -> Iterator[str]:
+    for name, task in sorted(worker.app.tasks.items()):
+        for attribute, usual in (("Strategy", DEFAULT_STRATEGY), ("Request", DEFAULT_REQUEST)):
+            own = name_of(getattr(task, attribute))
+            if own != usual:
+                yield f"task {name} sets {attribute} to {own}, which celeriac does not run: {RUN_CELERY}."
+
+
+def _refused_steps(worker: Worker) -> Iterator[str]:
+    for step in consumer_steps(worker.app):
+        if issubclass(step, bootsteps.ConsumerStep):
+            yield (
+                f"the boot step {name_of(step)} consumes messages of its own, which is not supported by "
+                f"celeriac yet: {RUN_CELERY}."
+            )
+
+
+def refused_queues(worker: Worker) -> list[str]:
+    """Queues that cannot be consumed. Asked last: `celeryd_after_setup` may still change them."""
+    return [
+        f"queue {queue.name} has on_declared, which celeriac does not call: remove it, or {RUN_CELERY}."
+        for queue in worker.app.amqp.queues.consume_from.values()
+        if queue.on_declared is not None
+    ]
+
+
+def consumer_steps(app: Any) -> list[type]:
+    """The app's own consumer boot steps, by name."""
+    from kombu.utils.imports import symbol_by_name
+
+    return sorted((symbol_by_name(step) for step in app.steps["consumer"]), key=name_of)
+
+
+def settings_without_effect(worker: Worker) -> list[str]:
+    """Settings of the app that do nothing yet, in words for a warning."""
+    conf = worker.app.conf
+    return [f"{name} ({why})" for name, why in WITHOUT_EFFECT.items() if conf.get(name)]
+
+
+def name_of(thing: Any) -> str:
+    """`module:Name` of a class or function; a text is a name already."""
+    if isinstance(thing, str):
+        module, _, name = thing.rpartition(":" if ":" in thing else ".")
+    else:
+        module, name = getattr(thing, "__module__", "?"), getattr(thing, "__qualname__", repr(thing))
+        # The qualified name of a boot step begins with its module.
+        name = name.removeprefix(f"{module}.")
+    return f"{module}:{name}"

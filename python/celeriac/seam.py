@@ -1,0 +1,47 @@
+"""The second door: `celery worker` itself, for every unit file and chart that already says so.
+
+The `celery` command imports each entry point of the group `celery.commands` before it runs anything, this
+module among them. With ``CELERIAC=1`` in the environment it makes `Celery.Worker` ours; without it nothing is
+changed.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+from celery import Celery
+from kombu.utils.objects import cached_property
+
+SWITCH = "CELERIAC"
+
+
+def is_on() -> bool:
+    """Whether the environment asks for celeriac."""
+    return os.environ.get(SWITCH, "").strip().lower() in {"1", "true", "yes", "on"}
+
+
+def install() -> None:
+    """Makes `app.Worker` ours for every app of this process that does not define its own."""
+
+    def worker_class(app: Celery) -> Any:
+        """The worker of celeriac."""
+        return app.subclass_with_self("celeriac.worker:Worker", name="Worker")
+
+    door = cached_property(worker_class)
+    door.__set_name__(Celery, "Worker")
+    Celery.Worker = door
+
+
+if is_on():
+    install()
+
+
+@click.command()
+def celeriac() -> None:
+    """Say whether `celery worker` starts celeriac."""
+    from celeriac import __version__
+
+    state = "starts celeriac" if is_on() else f"starts Celery's own worker ({SWITCH}=1 changes that)"
+    click.echo(f"celeriac {__version__} is installed; `celery worker` {state}.")

@@ -1,0 +1,359 @@
+//! One live connection: the task that owns it, from the first delivery to the last settlement.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_util::stream::FuturesUnordered;
+use futures_util::{Stream, StreamExt};
+use lapin::options::{BasicAckOptions, BasicRejectOptions};
+use lapin::{Channel, Connection, Consumer};
+use tokio::sync::{mpsc, oneshot};
+
+use super::address::Address;
+use super::consumers::{Consumers, Heard, Scope};
+use super::fault::Fault;
+use super::message;
+use super::publish::Answer;
+use super::settle::{Frame, Ledger};
+use crate::broker::{Command, Delivery, Event, Handle, Publication, Settlement, Tag};
+use crate::error::BrokerError;
+use crate::protocol::DeliveryInfo;
+
+/// Longest wait for the broker's answer to one request of a running session. RabbitMQ may take its time to
+/// declare a queue in a cluster; one that takes longer is taken for dead.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// Longest time that closing may take.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+/// Commands taken at once: acknowledgements that come together leave together.
+const COMMAND_BATCH: usize = 256;
+/// The low bits of a tag are the broker's number of the delivery, the others the session's: 10^12 deliveries
+/// in a session, 16 million sessions.
+const DELIVERY_BITS: u32 = 40;
+
+type Sending = Pin<Box<dyn Future<Output = lapin::Result<()>> + Send>>;
+
+/// Everything that belongs to one connection.
+pub(super) struct Live {
+    pub(super) address: Address,
+    /// Number of the session, unique for the broker object.
+    pub(super) number: u64,
+    pub(super) connection: Connection,
+    /// The channel of the task consumers.
+    pub(super) channel: Channel,
+    pub(super) consumers: Consumers,
+    /// The channel of remote control, and its consumer.
+    pub(super) control: Option<(Channel, Consumer)>,
+    pub(super) publisher: mpsc::Sender<(Box<Publication>, Answer)>,
+    /// Answered when the publisher has ended, once its sender is dropped.
+    pub(super) published: oneshot::Receiver<()>,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) commands: mpsc::Receiver<Command>,
+}
+
+/// How a session ended.
+enum End {
+    /// The worker closed it, or dropped it.
+    Closed(Option<oneshot::Sender<()>>),
+    Lost(BrokerError),
+}
+
+/// Runs the session to its end.
+pub(super) async fn run(live: Live) {
+    let mut broken = Box::pin(live.connection.events_listener());
+    let state = State { ledger: Ledger::default(), sending: FuturesUnordered::new(), paused: false, live };
+    state.run(&mut broken).await;
+}
+
+/// What wakes a session.
+enum Woken {
+    Commands(usize),
+    Heard(Heard),
+    Control(Option<lapin::Result<lapin::message::Delivery>>),
+    Sent(lapin::Result<()>),
+    Connection(Option<lapin::Event>),
+}
+
+struct State {
+    live: Live,
+    ledger: Ledger,
+    /// Settlements that wait for the socket.
+    sending: FuturesUnordered<Sending>,
+    paused: bool,
+}
+
+impl State {
+    async fn run(mut self, broken: &mut (impl Stream<Item = lapin::Event> + Unpin)) {
+        match self.serve(broken).await {
+            End::Closed(answer) => {
+                // Whatever the broker says or does not say, the worker gets its answer in time.
+                let _ = tokio::time::timeout(CLOSE_WITHIN, self.close()).await;
+                if let Some(answer) = answer {
+                    let _ = answer.send(());
+                }
+            }
+            End::Lost(error) => {
+                let _ = self.live.events.send(Event::Lost(error)).await;
+            }
+        }
+    }
+
+    async fn serve(&mut self, broken: &mut (impl Stream<Item = lapin::Event> + Unpin)) -> End {
+        let mut batch = Vec::with_capacity(COMMAND_BATCH);
+        loop {
+            let live = &mut self.live;
+            // No bias: neither commands nor deliveries may starve the other.
+            let woken = tokio::select! {
+                count = live.commands.recv_many(&mut batch, COMMAND_BATCH) => Woken::Commands(count),
+                heard = async {
+                    // Room first: what is taken from the consumers must be handed over at once. We are the
+                    // only sender, so that the room is still there when the permit is dropped.
+                    match live.events.reserve().await {
+                        Ok(_) => live.consumers.next().await,
+                        Err(_) => Heard::Nobody,
+                    }
+                } => Woken::Heard(heard),
+                heard = async {
+                    match live.events.reserve().await {
+                        Ok(_) => control(&mut live.control).await,
+                        Err(_) => None,
+                    }
+                } => Woken::Control(heard),
+                Some(sent) = self.sending.next() => Woken::Sent(sent),
+                event = broken.next() => Woken::Connection(event),
+            };
+            let outcome = match woken {
+                Woken::Commands(0) => Err(End::Closed(None)),
+                Woken::Commands(_) => self.commands(batch.drain(..)).await,
+                Woken::Heard(heard) => self.heard(heard),
+                Woken::Control(heard) => self.control(heard),
+                Woken::Sent(Ok(())) => Ok(()),
+                Woken::Sent(Err(error)) => Err(self.lost(Fault::from(error))),
+                Woken::Connection(event) => self.connection(event),
+            };
+            if let Err(end) = outcome {
+                return end;
+            }
+        }
+    }
+
+    fn lost(&self, reason: impl ToString) -> End {
+        End::Lost(self.live.address.lost(reason))
+    }
+
+    fn heard(&mut self, heard: Heard) -> Result<(), End> {
+        match heard {
+            Heard::Deliveries(deliveries) if self.paused => {
+                self.give_back(deliveries);
+                Ok(())
+            }
+            Heard::Deliveries(deliveries) => {
+                let deliveries = deliveries.into_iter().map(|(delivery, index)| self.take(delivery, index));
+                let event = Event::Deliveries(deliveries.collect());
+                self.live.events.try_send(event).map_err(|_| End::Closed(None))
+            }
+            Heard::Failed(reason) => Err(self.lost(reason)),
+            Heard::Nobody => Err(End::Closed(None)),
+        }
+    }
+
+    fn control(&mut self, heard: Option<lapin::Result<lapin::message::Delivery>>) -> Result<(), End> {
+        match heard {
+            Some(Ok(delivery)) => {
+                let message = message::received(&delivery.properties, delivery.data);
+                self.live.events.try_send(Event::Control(message)).map_err(|_| End::Closed(None))
+            }
+            Some(Err(error)) => Err(self.lost(Fault::from(error))),
+            None => Err(self.lost("the broker cancelled the consumer of remote control")),
+        }
+    }
+
+    fn connection(&mut self, event: Option<lapin::Event>) -> Result<(), End> {
+        match event {
+            Some(lapin::Event::Error(error)) => Err(self.lost(Fault::from(error))),
+            Some(lapin::Event::ConnectionBlocked(reason)) => {
+                tracing::warn!(
+                    target: "celery.worker.consumer",
+                    reason,
+                    "The broker is short of resources and blocks this connection."
+                );
+                Ok(())
+            }
+            Some(_) => Ok(()),
+            None => Err(self.lost("the connection was closed")),
+        }
+    }
+
+    fn take(&mut self, delivery: lapin::message::Delivery, index: usize) -> Delivery {
+        let queue = self.live.consumers.queue(index);
+        if !queue.no_ack {
+            self.ledger.delivered(delivery.delivery_tag);
+        }
+        let number = self.live.number;
+        Delivery {
+            message: message::received(&delivery.properties, delivery.data),
+            info: DeliveryInfo {
+                exchange: delivery.exchange.to_string(),
+                routing_key: delivery.routing_key.to_string(),
+                redelivered: delivery.redelivered,
+                queue: queue.name.clone(),
+            },
+            handle: Handle::new(tag(number, delivery.delivery_tag), number),
+        }
+    }
+
+    async fn commands(&mut self, commands: impl Iterator<Item = Command>) -> Result<(), End> {
+        let mut settlements: Vec<(Tag, Settlement)> = Vec::new();
+        for command in commands {
+            match command {
+                Command::Settle(batch) if settlements.is_empty() => settlements = batch,
+                Command::Settle(batch) => settlements.extend(batch),
+                other => {
+                    self.settle(std::mem::take(&mut settlements));
+                    self.command(other).await?;
+                }
+            }
+        }
+        self.settle(settlements);
+        Ok(())
+    }
+
+    async fn command(&mut self, command: Command) -> Result<(), End> {
+        let live = &mut self.live;
+        match command {
+            Command::Settle(batch) => self.settle(batch),
+            Command::Prefetch(count) => match live.consumers.scope() {
+                Scope::Channel => {
+                    self.ask("basic.qos", async |live| live.consumers.limit(count).await).await?
+                }
+                // As Celery: the count of running consumers cannot be changed.
+                Scope::Consumer => tracing::debug!(
+                    target: "celery.worker.consumer",
+                    count,
+                    "Prefetch count is static: it is counted per consumer."
+                ),
+            },
+            Command::Consume(queue) => {
+                self.ask("basic.consume", async |live| live.consumers.add(*queue).await).await?;
+            }
+            Command::Cancel(queue) => {
+                self.ask("basic.cancel", async |live| live.consumers.cancel(&queue).await).await?;
+            }
+            Command::Pause => {
+                self.paused = true;
+                self.ask("basic.cancel", async |live| live.consumers.cancel_all().await).await?;
+            }
+            Command::Publish(publication, answer) => {
+                if let Err(error) = live.publisher.try_send((publication, answer)) {
+                    let (_, answer) = error.into_inner();
+                    let _ = answer.send(Err(live.address.lost("too many messages wait to be published")));
+                }
+            }
+            Command::Park { .. } | Command::Unpark(_) => tracing::error!(
+                target: "celery.worker.consumer",
+                "AMQP cannot park deliveries: a bug of celeriac. The delivery stays prefetched."
+            ),
+            Command::Close(answer) => return Err(End::Closed(Some(answer))),
+        }
+        Ok(())
+    }
+
+    /// Asks the broker; a broker that refuses or is silent ends the session.
+    async fn ask(
+        &mut self,
+        what: &'static str,
+        request: impl AsyncFnOnce(&mut Live) -> Result<(), Fault>,
+    ) -> Result<(), End> {
+        let answer = tokio::time::timeout(ANSWER_WITHIN, request(&mut self.live)).await;
+        answer.unwrap_or(Err(Fault::Silent(what))).map_err(|fault| End::Lost(self.live.address.lost(fault)))
+    }
+
+    fn settle(&mut self, batch: Vec<(Tag, Settlement)>) {
+        if batch.is_empty() {
+            return;
+        }
+        let number = self.live.number;
+        let ours = batch.into_iter().filter_map(|(tag, settlement)| match delivery_tag(number, tag) {
+            Some(tag) => Some((tag, settlement)),
+            None => {
+                tracing::debug!(
+                    target: "celery.worker.consumer",
+                    tag,
+                    "A delivery of an earlier connection is not settled: the broker has requeued it."
+                );
+                None
+            }
+        });
+        for frame in self.ledger.settle(ours) {
+            self.send(frame);
+        }
+    }
+
+    /// Puts deliveries that came after [`Command::Pause`] back.
+    fn give_back(&mut self, deliveries: Vec<(lapin::message::Delivery, usize)>) {
+        for (delivery, index) in deliveries {
+            if !self.live.consumers.queue(index).no_ack {
+                self.send(Frame::Reject { tag: delivery.delivery_tag, requeue: true });
+            }
+        }
+    }
+
+    fn send(&mut self, frame: Frame) {
+        let channel = self.live.channel.clone();
+        let mut sending: Sending = match frame {
+            Frame::Ack { tag, multiple } => {
+                Box::pin(async move { channel.basic_ack(tag, BasicAckOptions { multiple }).await })
+            }
+            Frame::Reject { tag, requeue } => {
+                Box::pin(async move { channel.basic_reject(tag, BasicRejectOptions { requeue }).await })
+            }
+        };
+        // The first poll puts the frame into the connection's queue, so that frames leave in order.
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match sending.as_mut().poll(&mut context) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => self.sending.push(Box::pin(std::future::ready(Err(error)))),
+            Poll::Pending => self.sending.push(sending),
+        }
+    }
+
+    /// Takes leave in order: nothing new, all settlements and publications out, then the connection. The broker
+    /// requeues what is still unsettled when the connection closes.
+    async fn close(mut self) {
+        let outcome: Result<(), Fault> = async {
+            self.live.consumers.cancel_all().await?;
+            while let Some(sent) = self.sending.next().await {
+                sent?;
+            }
+            drop(self.live.publisher);
+            // An error: the publisher has ended before.
+            let _ = self.live.published.await;
+            Ok(self.live.connection.close(200, "OK".into()).await?)
+        }
+        .await;
+        if let Err(fault) = outcome {
+            tracing::debug!(target: "celery.worker.consumer", %fault, "The connection did not close in order.");
+        }
+    }
+}
+
+/// The next message of remote control; never ready where it is off.
+async fn control(
+    control: &mut Option<(Channel, Consumer)>,
+) -> Option<lapin::Result<lapin::message::Delivery>> {
+    match control {
+        Some((_, consumer)) => consumer.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn tag(session: u64, delivery: u64) -> Tag {
+    (session << DELIVERY_BITS) | (delivery & ((1 << DELIVERY_BITS) - 1))
+}
+
+/// The broker's number of a delivery of this session.
+fn delivery_tag(session: u64, tag: Tag) -> Option<u64> {
+    let number = tag & ((1 << DELIVERY_BITS) - 1);
+    (tag == self::tag(session, number)).then_some(number)
+}

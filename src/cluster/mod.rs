@@ -1,0 +1,3 @@
+//! What workers tell each other.
+
+pub mod clock;

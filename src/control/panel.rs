@@ -1,0 +1,99 @@
+//! What remote control sees of a worker, and what it may do to it.
+
+use crate::broker::topology::Queue;
+use crate::cluster::clock::LamportClock;
+use crate::protocol::{DeliveryInfo, Message, TaskHeaders};
+use crate::worker::revoked::RevokedTasks;
+
+use super::Stats;
+
+/// Where a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// A child runs it.
+    Active,
+    /// It waits for a slot.
+    Reserved,
+    /// It waits for its `eta` or for its turn under a rate limit.
+    Scheduled,
+}
+
+/// A request that the worker holds.
+#[derive(Clone, Debug)]
+pub struct Request<'w> {
+    /// Its headers.
+    pub headers: &'w TaskHeaders,
+    /// The message, unless only the broker has it (a parked `eta`).
+    pub message: Option<&'w Message>,
+    /// Where it came from.
+    pub info: &'w DeliveryInfo,
+    /// Where it is.
+    pub stage: Stage,
+    /// When it was started, seconds since the epoch.
+    pub time_start: Option<f64>,
+    /// Whether the broker has been told.
+    pub acknowledged: bool,
+    /// The process that runs it.
+    pub worker_pid: Option<u32>,
+}
+
+/// A worker under remote control. Nothing here waits: what takes time is begun.
+pub trait Panel {
+    /// Node name.
+    fn node(&self) -> &str;
+
+    /// The logical clock.
+    fn clock(&mut self) -> &mut LamportClock;
+
+    /// What is revoked.
+    fn revoked(&mut self) -> &mut RevokedTasks;
+
+    /// All requests that the worker holds.
+    fn requests(&self) -> Vec<Request<'_>>;
+
+    /// The queues that are consumed.
+    fn queues(&self) -> Vec<Queue>;
+
+    /// Figures.
+    fn stats(&self) -> Stats;
+
+    /// Names of the registered tasks, with their rate limit as the app or the last command wrote it.
+    fn tasks(&self) -> Vec<(String, Option<String>)>;
+
+    /// The signal that ends a task when none is named: TERM, or QUIT where TERM is remapped.
+    fn default_signal(&self) -> i32;
+
+    /// Ids were revoked that no child of this worker runs: those whose stored state is still open (none, PENDING,
+    /// RECEIVED, RETRY, REJECTED) are to be stored as REVOKED.
+    fn store_revoked(&mut self, ids: Vec<String>);
+
+    /// Ends the request with this signal: a running one now, another when it starts.
+    fn terminate(&mut self, id: &str, signal: i32);
+
+    /// Sets a task's rate limit, tasks a second; `None`: no limit. `false`: no such task.
+    fn rate_limit(&mut self, task: &str, rate: Option<f64>, text: &str) -> bool;
+
+    /// Sets a task's limits in seconds. `false`: no such task.
+    fn time_limit(&mut self, task: &str, soft: Option<f64>, hard: Option<f64>) -> bool;
+
+    /// Consumes a queue: the one that the app declares under this name, else `queue` as it is here.
+    fn add_consumer(&mut self, queue: Queue);
+
+    /// Stops consuming a queue.
+    fn cancel_consumer(&mut self, queue: &str);
+
+    /// Adds slots, and prefetch for them.
+    ///
+    /// # Errors
+    /// The `repr` of the exception to report.
+    fn grow(&mut self, by: usize) -> Result<(), String>;
+
+    /// Takes slots away, and their prefetch.
+    ///
+    /// # Errors
+    /// The `repr` of the exception to report.
+    fn shrink(&mut self, by: usize) -> Result<(), String>;
+
+    /// Stops the worker warmly.
+    fn shutdown(&mut self);
+}

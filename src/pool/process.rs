@@ -1,0 +1,340 @@
+//! One place of the pool: forks a child there, serves it until it leaves or dies, replaces it.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::Event;
+use super::ipc::{FromChild, ToChild, split};
+use super::processes::Shared;
+use super::slots::{Duty, Leave};
+use super::zygote::{Command, Number, Report, Scope, human_status};
+use crate::error::back_off;
+
+/// A child that was told to leave is killed after this long: its own limit on exit hooks is shorter.
+const LEAVING: Duration = Duration::from_secs(15);
+/// A child whose socket is closed can do nothing more; it has this long to be gone by itself.
+const HUNG_UP: Duration = Duration::from_secs(2);
+/// Space for the frames of a burst; larger frames make it grow.
+const READ: usize = 64 * 1024;
+
+/// The way to write to a child. Writing never blocks: what the socket does not take waits in the outbox, which
+/// the child's owner empties.
+pub(super) struct Link {
+    socket: OwnedWriteHalf,
+    outbox: Mutex<BytesMut>,
+    notify: Notify,
+}
+
+impl Link {
+    fn new(socket: OwnedWriteHalf) -> Self {
+        Self { socket, outbox: Mutex::new(BytesMut::new()), notify: Notify::new() }
+    }
+
+    fn outbox(&self) -> MutexGuard<'_, BytesMut> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a frame, or leaves it to the owner.
+    pub(super) fn send(&self, frame: &ToChild) {
+        let mut outbox = self.outbox();
+        let waiting = !outbox.is_empty();
+        frame.encode(&mut outbox);
+        if !waiting {
+            self.write(&mut outbox);
+        }
+        if !outbox.is_empty() {
+            self.notify.notify_one();
+        }
+    }
+
+    /// A socket that is broken takes anything: the child is dead and its owner is about to learn it.
+    fn write(&self, outbox: &mut BytesMut) {
+        while !outbox.is_empty() {
+            match self.socket.try_write(outbox) {
+                Ok(count) => outbox.advance(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => outbox.clear(),
+            }
+        }
+    }
+
+    pub(super) fn leave(&self, how: Leave) {
+        self.send(&match how {
+            Leave::Stop => ToChild::Stop,
+            Leave::Recycle => ToChild::Recycle,
+        });
+        self.wake();
+    }
+
+    /// Makes the owner look at the books again.
+    pub(super) fn wake(&self) {
+        self.notify.notify_one();
+    }
+
+    fn has_mail(&self) -> bool {
+        !self.outbox().is_empty()
+    }
+
+    fn flush(&self) {
+        self.write(&mut self.outbox());
+    }
+}
+
+/// How serving a child ended.
+enum End {
+    /// It leaves and is to be replaced now.
+    Leaving,
+    /// It is dead; whether before it was up.
+    Dead { stillborn: bool },
+    /// The zygote is dead, and every child with it.
+    NoZygote,
+}
+
+/// A running child.
+struct Process {
+    shared: Arc<Shared>,
+    index: u32,
+    number: Number,
+    pid: u32,
+    socket: OwnedReadHalf,
+    link: Arc<Link>,
+    reports: mpsc::UnboundedReceiver<Report>,
+    events: mpsc::Sender<Event>,
+    buffer: BytesMut,
+    /// Set once it has been seen off: its place belongs to another.
+    leaving_until: Option<Instant>,
+}
+
+/// Keeps a child at a place for as long as one is wanted there.
+pub(super) async fn keep(shared: Arc<Shared>, index: u32, events: mpsc::Sender<Event>) {
+    let mut seen_off = JoinSet::new();
+    let mut stillborn = 0;
+    while shared.slots().wanted(index) {
+        let Some(mut process) = fork(&shared, index, &events).await else { break };
+        let end = process.serve().await;
+        match end {
+            End::Leaving => {
+                stillborn = 0;
+                process.leaving_until = Some(Instant::now() + LEAVING);
+                seen_off.spawn(async move {
+                    process.serve().await;
+                });
+            }
+            End::Dead { stillborn: false } => stillborn = 0,
+            End::Dead { stillborn: true } => {
+                stillborn += 1;
+                if shared.stillborn() {
+                    break;
+                }
+                let wait = back_off(stillborn, Duration::from_millis(50), Duration::from_secs(1));
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = shared.stopping.cancelled() => {}
+                }
+            }
+            End::NoZygote => break,
+        }
+        while seen_off.try_join_next().is_some() {}
+    }
+    while seen_off.join_next().await.is_some() {}
+    shared.slots().forget(index);
+}
+
+/// Asks the zygote for a child. None: it cannot be had, and will not be.
+async fn fork(shared: &Arc<Shared>, index: u32, events: &mpsc::Sender<Event>) -> Option<Process> {
+    let number = shared.next_number();
+    let (ours, theirs) = match std::os::unix::net::UnixStream::pair() {
+        Ok(pair) => pair,
+        Err(error) => {
+            shared.broken(format!("cannot make a socket for a child: {error}"));
+            return None;
+        }
+    };
+    let (sender, mut reports) = mpsc::unbounded_channel();
+    shared.slots().starting(index, number);
+    let request = Command::Fork { number, index, socket: OwnedFd::from(theirs), reports: sender };
+    shared.commands.send(request).ok()?;
+    let pid = match reports.recv().await? {
+        Report::Forked { pid } => pid,
+        Report::Failed { errno } => {
+            let error = io::Error::from_raw_os_error(errno);
+            tracing::error!(target: "celery.pool", "Cannot fork a child: {error}");
+            shared.broken(format!("cannot fork a child: {error}"));
+            return None;
+        }
+        Report::Signalled | Report::Exited { .. } => return None,
+    };
+    let stream = ours.set_nonblocking(true).and_then(|()| UnixStream::from_std(ours));
+    let (socket, write) = match stream {
+        Ok(stream) => stream.into_split(),
+        Err(error) => {
+            shared.broken(format!("cannot use the socket of a child: {error}"));
+            return None;
+        }
+    };
+    let link = Arc::new(Link::new(write));
+    shared.slots().forked(index, number, pid, Arc::clone(&link), Instant::now() + shared.up_within);
+    Some(Process {
+        shared: Arc::clone(shared),
+        index,
+        number,
+        pid,
+        socket,
+        link,
+        reports,
+        events: events.clone(),
+        buffer: BytesMut::with_capacity(READ),
+        leaving_until: None,
+    })
+}
+
+impl Process {
+    /// Serves the child until it is dead, or until its place is free for another.
+    async fn serve(&mut self) -> End {
+        let mut hung_up: Option<Instant> = None;
+        let mut readable = true;
+        loop {
+            let kill_at = [self.kill_at(), self.leaving_until, hung_up].into_iter().flatten().min();
+            tokio::select! {
+                read = self.socket.read_buf(&mut self.buffer), if readable => match read {
+                    Ok(count) if count > 0 => self.frames().await,
+                    // Closed, or reset because the child died with a frame of ours unread.
+                    _ => {
+                        readable = false;
+                        hung_up = Some(Instant::now() + HUNG_UP);
+                    }
+                },
+                _ = self.link.socket.writable(), if self.link.has_mail() => self.link.flush(),
+                () = self.link.notify.notified() => self.tell_news().await,
+                report = self.reports.recv() => match report {
+                    Some(Report::Exited { code }) => return self.dead(code).await,
+                    Some(Report::Signalled) => self.shared.slots().signalled(self.index, self.number),
+                    Some(Report::Forked { .. } | Report::Failed { .. }) => {}
+                    None => {
+                        self.dead(-9).await;
+                        return End::NoZygote;
+                    }
+                },
+                () = sleep_until(kill_at) => {
+                    self.kill();
+                    (hung_up, self.leaving_until) = (None, None);
+                }
+            }
+            if self.leaving_until.is_none()
+                && self.shared.slots().duty(self.index, self.number) == Duty::Replace
+            {
+                return End::Leaving;
+            }
+        }
+    }
+
+    fn kill_at(&self) -> Option<Instant> {
+        self.shared.slots().kill_at(self.index, self.number)
+    }
+
+    fn kill(&mut self) {
+        if self.shared.slots().killed(self.index, self.number) {
+            tracing::error!(
+                target: "celery.pool",
+                "Timed out waiting for UP message from <ForkProcess(ForkPoolWorker-{}, started daemon)>",
+                self.number
+            );
+        }
+        self.shared.signal(self.number, 9, Scope::Group);
+    }
+
+    /// Reads what is in the buffer. Events go out after the books are right and let go.
+    async fn frames(&mut self) {
+        let mut events = Vec::new();
+        loop {
+            let frame = match split(&mut self.buffer) {
+                Ok(Some(payload)) => FromChild::decode(payload),
+                Ok(None) => break,
+                Err(error) => Err(error),
+            };
+            match frame {
+                Ok(frame) => self.shared.slots().frame(self.index, self.number, frame, &mut events),
+                Err(error) => {
+                    tracing::error!(
+                        target: "celery.pool",
+                        "Process 'ForkPoolWorker-{}' pid:{} wrote what is no frame ({error}): killed.",
+                        self.number, self.pid
+                    );
+                    self.buffer.clear();
+                    self.shared.signal(self.number, 9, Scope::Process);
+                    break;
+                }
+            }
+        }
+        if events.iter().any(|event| matches!(event, Event::Up { .. })) {
+            self.shared.up();
+        }
+        self.send(events).await;
+        self.buffer.reserve(READ);
+    }
+
+    async fn tell_news(&self) {
+        let mut events = Vec::new();
+        self.shared.slots().news(self.index, self.number, &mut events);
+        self.send(events).await;
+    }
+
+    /// The worker may have gone before us: then nobody wants to know.
+    async fn send(&self, events: Vec<Event>) {
+        for event in events {
+            let _ = self.events.send(event).await;
+        }
+    }
+
+    /// The child is dead: what it wrote is read to the end first, so that an outcome in the pipe wins over the
+    /// exit status.
+    async fn dead(&mut self, code: i32) -> End {
+        // Past the runtime, whose idea of readiness may be older than the last write. Not until end-of-file:
+        // a process that the task left behind may hold the socket open.
+        let mut bytes = vec![0; READ];
+        while let Ok(count) =
+            rustix::io::retry_on_intr(|| rustix::io::read(self.socket.as_ref().as_fd(), &mut bytes[..]))
+        {
+            if count == 0 {
+                break;
+            }
+            self.buffer.extend_from_slice(&bytes[..count]);
+        }
+        self.frames().await;
+        let mut events = Vec::new();
+        let (doomed, stillborn) = {
+            let mut slots = self.shared.slots();
+            let doomed = slots.doomed(self.index, self.number);
+            (doomed, slots.dead(self.index, self.number, code, &mut events))
+        };
+        if !doomed && !matches!(code, 0 | RECYCLED) {
+            tracing::error!(
+                target: "celery.pool",
+                "Process 'ForkPoolWorker-{}' pid:{} exited with '{}'",
+                self.number, self.pid, human_status(code)
+            );
+        }
+        self.send(events).await;
+        End::Dead { stillborn }
+    }
+}
+
+/// Exit code of a child that left to be replaced.
+const RECYCLED: i32 = 155;
+
+async fn sleep_until(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,293 @@
+//! The pool of Python children: [`start`] and the [`Pool`] that the worker holds.
+//!
+//! One task (the keeper) owns the zygote and a task for every place (`process.rs`); the books (`slots.rs`) are
+//! shared with the [`Pool`], whose methods only write frames and note wishes, so that they never wait.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::ipc::ToChild;
+use super::process::keep;
+use super::slots::{Slots, Wear};
+use super::zygote::{Command, Number, Scope, Zygote, ZygoteHandle};
+use super::{EVENT_CAPACITY, Event, Interrupt, Job, JobId, Pool, PoolConfig, Running, SlotId, StoreId};
+use crate::error::Error;
+
+/// Between TERM and KILL at the hard limit, as in Celery.
+const HARD_GRACE: Duration = Duration::from_millis(100);
+/// Between the signal of a terminated task and KILL: its `finally` blocks run.
+const TERMINATE_GRACE: Duration = Duration::from_secs(5);
+/// So many children in a row that die before they are up mean that none will live.
+const STILLBORN: u32 = 20;
+
+/// What the tasks of a pool share.
+pub(super) struct Shared {
+    slots: Mutex<Slots>,
+    /// Not bounded: it holds a few commands a child, and its writers must not wait.
+    pub(super) commands: mpsc::UnboundedSender<Command>,
+    pub(super) stopping: CancellationToken,
+    pub(super) up_within: Duration,
+    numbers: AtomicU32,
+    stillborn: AtomicU32,
+    lived: AtomicBool,
+    trouble: Mutex<Option<String>>,
+    troubled: CancellationToken,
+}
+
+impl Shared {
+    pub(super) fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn next_number(&self) -> Number {
+        self.numbers.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(super) fn signal(&self, number: Number, signal: i32, scope: Scope) {
+        // Without a zygote there is no child to signal.
+        let _ = self.commands.send(Command::Signal { number, signal, scope });
+    }
+
+    /// A child is up: children can live here.
+    pub(super) fn up(&self) {
+        self.stillborn.store(0, Ordering::Relaxed);
+        self.lived.store(true, Ordering::Relaxed);
+    }
+
+    /// A child died before it was up. `true`: no use to try again.
+    pub(super) fn stillborn(&self) -> bool {
+        let deaths = self.stillborn.fetch_add(1, Ordering::Relaxed) + 1;
+        if !self.lived.load(Ordering::Relaxed) {
+            self.broken("Could not start worker processes".to_owned());
+            return true;
+        }
+        if deaths >= STILLBORN {
+            self.broken(format!("{deaths} worker processes in a row died before they were up"));
+            return true;
+        }
+        false
+    }
+
+    /// The pool cannot go on.
+    pub(super) fn broken(&self, why: String) {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+        self.troubled.cancel();
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Starts a pool of Python children. Returns at once; slots come up as [`Event::Up`].
+///
+/// # Errors
+/// When the zygote's handle cannot be used or the kind of pool is not one of ours.
+pub fn start(config: &PoolConfig, zygote: ZygoteHandle, tracker: &TaskTracker) -> Result<Running, Error> {
+    let (kind, places, lanes) = match config.kind.as_str() {
+        "prefork" => (Kind::Prefork, config.concurrency, 1),
+        "threads" => (Kind::Threads, 1, config.concurrency.max(1)),
+        "solo" => (Kind::Solo, 1, 1),
+        other => return Err(Error::Config(format!("worker_pool {other:?} is not run in processes"))),
+    };
+    let wear = match kind {
+        Kind::Prefork => Wear { tasks: config.max_tasks_per_child, memory: config.max_memory_per_child },
+        Kind::Threads | Kind::Solo => Wear::default(),
+    };
+    let (commands, inbox) = mpsc::unbounded_channel();
+    let (sender, events) = mpsc::channel(EVENT_CAPACITY);
+    let (grow, growth) = mpsc::unbounded_channel();
+    let shared = Arc::new(Shared {
+        slots: Mutex::new(Slots::new(places, lanes, wear)),
+        commands,
+        stopping: CancellationToken::new(),
+        up_within: Duration::from_secs_f64(config.proc_alive_timeout.clamp(0.1, 86_400.0)),
+        numbers: AtomicU32::new(0),
+        stillborn: AtomicU32::new(0),
+        lived: AtomicBool::new(false),
+        trouble: Mutex::new(None),
+        troubled: CancellationToken::new(),
+    });
+    let mut keeper = Keeper {
+        zygote: Zygote::new(zygote)?,
+        shared: Arc::clone(&shared),
+        inbox,
+        growth,
+        places: JoinSet::new(),
+        events: sender,
+    };
+    for index in 0..places {
+        keeper.place(index);
+    }
+    tracker.spawn(keeper.run());
+    Ok(Running { pool: Box::new(Processes { kind, shared, grow }), events })
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Prefork,
+    Threads,
+    Solo,
+}
+
+/// Owns the zygote and the tasks of all places.
+struct Keeper {
+    zygote: Zygote,
+    shared: Arc<Shared>,
+    inbox: mpsc::UnboundedReceiver<Command>,
+    growth: mpsc::UnboundedReceiver<u32>,
+    places: JoinSet<()>,
+    events: mpsc::Sender<Event>,
+}
+
+impl Keeper {
+    fn place(&mut self, index: u32) {
+        self.places.spawn(keep(Arc::clone(&self.shared), index, self.events.clone()));
+    }
+
+    async fn run(mut self) {
+        let mut alive = true;
+        // Stopped and no place left: all is over. A pool of no places waits for growth.
+        while !(self.places.is_empty() && (self.shared.stopping.is_cancelled() || !alive)) {
+            tokio::select! {
+                () = self.zygote.reports(), if alive => alive = false,
+                Some(command) = self.inbox.recv(), if alive => alive = self.zygote.command(command).await.is_ok(),
+                Some(index) = self.growth.recv() => self.place(index),
+                Some(ended) = self.places.join_next() => self.ended(ended),
+                () = self.shared.stopping.cancelled(), if self.places.is_empty() => {}
+                () = self.shared.troubled.cancelled(), if self.troubled() => self.tell_trouble().await,
+            }
+            if !alive {
+                self.bury().await;
+                return;
+            }
+        }
+        self.zygote.end().await;
+    }
+
+    fn troubled(&self) -> bool {
+        self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    async fn tell_trouble(&self) {
+        if let Some(why) = self.shared.trouble() {
+            let _ = self.events.send(Event::Broken(why)).await;
+        }
+    }
+
+    fn ended(&self, ended: Result<(), tokio::task::JoinError>) {
+        if let Err(error) = ended {
+            tracing::error!(target: "celery.pool", %error, "The owner of a child panicked: a bug of celeriac.");
+            self.shared.broken(format!("internal error: {error}"));
+        }
+    }
+
+    /// The zygote is dead and its children die with it. This process has threads and must not fork, so the
+    /// worker has to end and be started again.
+    async fn bury(self) {
+        let Self { zygote, shared, inbox, mut places, events, .. } = self;
+        // With the zygote go the channels of its reports: every place learns of it.
+        drop(inbox);
+        let status = zygote.end().await;
+        while places.join_next().await.is_some() {}
+        if !shared.stopping.is_cancelled() {
+            let why = format!(
+                "the process that forks the children (zygote) died with {status}, and the children with it: \
+                 the worker ends and must be started again"
+            );
+            let _ = events.send(Event::Broken(why)).await;
+        }
+    }
+}
+
+/// The worker's handle.
+struct Processes {
+    kind: Kind,
+    shared: Arc<Shared>,
+    grow: mpsc::UnboundedSender<u32>,
+}
+
+impl Pool for Processes {
+    fn name(&self) -> &'static str {
+        match self.kind {
+            Kind::Prefork => "prefork",
+            Kind::Threads => "threads",
+            Kind::Solo => "solo",
+        }
+    }
+
+    fn interrupts(&self) -> bool {
+        self.kind == Kind::Prefork
+    }
+
+    fn capacity(&self) -> usize {
+        self.shared.slots().capacity()
+    }
+
+    fn idle(&self) -> usize {
+        self.shared.slots().idle()
+    }
+
+    fn pids(&self) -> Vec<u32> {
+        self.shared.slots().pids()
+    }
+
+    fn submit(&mut self, job: Job) -> Result<(SlotId, u32), Box<Job>> {
+        let Some((slot, pid, link)) = self.shared.slots().take(job.id) else { return Err(Box::new(job)) };
+        link.send(&ToChild::Run(Box::new(job)));
+        Ok((slot, pid))
+    }
+
+    fn interrupt(&mut self, job: JobId, how: Interrupt) {
+        if !self.interrupts() {
+            return;
+        }
+        let (signal, scope, grace) = match how {
+            Interrupt::SoftLimit => (10, Scope::Process, Duration::ZERO),
+            Interrupt::HardLimit(_) => (15, Scope::Group, HARD_GRACE),
+            Interrupt::Terminate(signal) => (signal, Scope::Process, TERMINATE_GRACE),
+        };
+        let number = self.shared.slots().interrupt(job, how, Instant::now() + grace);
+        if let Some(number) = number {
+            self.shared.signal(number, signal, scope);
+        }
+    }
+
+    fn stored(&mut self, store: StoreId, error: Option<String>) {
+        let link = self.shared.slots().waiting(store);
+        if let Some(link) = link {
+            link.send(&ToChild::Stored { serial: store.serial, error });
+        }
+    }
+
+    fn grow(&mut self, by: usize) {
+        if self.kind != Kind::Prefork {
+            tracing::warn!(target: "celery.pool", "A pool of {} cannot grow.", self.name());
+            return;
+        }
+        for index in self.shared.slots().grow(by) {
+            // The keeper is gone only when the pool is over.
+            let _ = self.grow.send(index);
+        }
+    }
+
+    fn shrink(&mut self, by: usize) {
+        if self.kind != Kind::Prefork {
+            tracing::warn!(target: "celery.pool", "A pool of {} cannot shrink.", self.name());
+            return;
+        }
+        self.shared.slots().shrink(by);
+    }
+
+    fn stop(&mut self, deadline: Instant) {
+        self.shared.slots().stop(deadline);
+        self.shared.stopping.cancel();
+    }
+}

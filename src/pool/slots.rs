@@ -1,0 +1,400 @@
+//! Which child runs what: the pool's books. No I/O and no clock but what callers pass in.
+//!
+//! A place (`index`) holds one child at a time and has one slot (prefork, solo) or several (threads). A child that
+//! leaves or dies is replaced at its place, under its slots. Every job that was given out is ended exactly once:
+//! by the child's own frame, or with the child's death.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::ipc::FromChild;
+use super::process::Link;
+use super::zygote::{Number, human_status};
+use super::{Event, Interrupt, JobId, Outcome, SlotId, StoreId};
+
+/// When a child is replaced after a task.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Wear {
+    /// After so many tasks.
+    pub(super) tasks: Option<u32>,
+    /// When it is left above so many KiB.
+    pub(super) memory: Option<u64>,
+}
+
+/// Where a child is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Starting,
+    Up,
+    /// Told to leave: takes no more jobs.
+    Leaving,
+}
+
+/// One child as the pool sees it.
+struct Child {
+    number: Number,
+    pid: u32,
+    link: Option<Arc<Link>>,
+    phase: Phase,
+    /// Its slots were announced and are to be taken back once.
+    announced: bool,
+    /// What each of its slots runs.
+    lanes: Vec<Option<JobId>>,
+    ended: u32,
+    /// Signals that the zygote has not yet confirmed. While there are any no job is given out: a soft limit
+    /// must never reach the task after the one it was meant for.
+    signals: u32,
+    /// The child is being killed: how its jobs end.
+    doom: Option<Outcome>,
+    kill_at: Option<Instant>,
+}
+
+/// What the owner of a child has to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Duty {
+    /// Serve it.
+    Serve,
+    /// It leaves: see it off, and start its replacement.
+    Replace,
+}
+
+/// How a child is told to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Leave {
+    /// For good: the pool stops or shrinks.
+    Stop,
+    /// It is worn out and will be replaced.
+    Recycle,
+}
+
+/// The pool's books.
+pub(super) struct Slots {
+    lanes: u32,
+    wear: Wear,
+    children: BTreeMap<u32, Child>,
+    /// Places that are not to be filled again.
+    closing: bool,
+    places: BTreeMap<u32, bool>,
+    /// Last in, first out: the child that has just ended a task has the warmest caches.
+    idle: Vec<SlotId>,
+    jobs: HashMap<JobId, SlotId>,
+}
+
+impl Slots {
+    pub(super) fn new(places: u32, lanes: u32, wear: Wear) -> Self {
+        Self {
+            lanes,
+            wear,
+            children: BTreeMap::new(),
+            closing: false,
+            places: (0..places).map(|index| (index, true)).collect(),
+            idle: Vec::new(),
+            jobs: HashMap::new(),
+        }
+    }
+
+    pub(super) fn capacity(&self) -> usize {
+        self.places.values().filter(|wanted| **wanted).count() * self.lanes as usize
+    }
+
+    pub(super) fn idle(&self) -> usize {
+        self.idle.len()
+    }
+
+    pub(super) fn pids(&self) -> Vec<u32> {
+        self.children.values().map(|child| child.pid).filter(|pid| *pid != 0).collect()
+    }
+
+    /// Whether the place is to hold a child.
+    pub(super) fn wanted(&self, index: u32) -> bool {
+        !self.closing && self.places.get(&index).copied().unwrap_or(false)
+    }
+
+    /// A child has been asked for.
+    pub(super) fn starting(&mut self, index: u32, number: Number) {
+        self.children.insert(
+            index,
+            Child {
+                number,
+                pid: 0,
+                link: None,
+                phase: Phase::Starting,
+                announced: false,
+                lanes: vec![None; self.lanes as usize],
+                ended: 0,
+                signals: 0,
+                doom: None,
+                kill_at: None,
+            },
+        );
+    }
+
+    /// It runs, and must be up by then.
+    pub(super) fn forked(&mut self, index: u32, number: Number, pid: u32, link: Arc<Link>, up_by: Instant) {
+        if let Some(child) = self.child(index, number) {
+            child.pid = pid;
+            if child.phase == Phase::Leaving {
+                link.leave(Leave::Stop);
+            }
+            child.link = Some(link);
+            child.kill_at = Some(child.kill_at.map_or(up_by, |before| before.min(up_by)));
+        }
+    }
+
+    fn child(&mut self, index: u32, number: Number) -> Option<&mut Child> {
+        self.children.get_mut(&index).filter(|child| child.number == number)
+    }
+
+    /// Gives a job to an idle slot.
+    pub(super) fn take(&mut self, job: JobId) -> Option<(SlotId, u32, Arc<Link>)> {
+        while let Some(slot) = self.idle.pop() {
+            let (index, lane) = (slot / self.lanes, (slot % self.lanes) as usize);
+            let Some(child) = self.children.get_mut(&index) else { continue };
+            let Some(link) = child.link.clone() else { continue };
+            child.lanes[lane] = Some(job);
+            self.jobs.insert(job, slot);
+            return Some((slot, child.pid, link));
+        }
+        None
+    }
+
+    /// What a frame of a child means for the pool. A child that was seen off already can only store.
+    pub(super) fn frame(&mut self, index: u32, number: Number, frame: FromChild, events: &mut Vec<Event>) {
+        let first = index * self.lanes;
+        match frame {
+            FromChild::Up { pid } => {
+                let Some(child) = self.child(index, number) else { return };
+                if child.phase != Phase::Starting {
+                    return;
+                }
+                child.pid = pid;
+                child.kill_at = None;
+                child.phase = Phase::Up;
+                child.announced = true;
+                for slot in first..first + self.lanes {
+                    self.idle.push(slot);
+                    events.push(Event::Up { slot, pid });
+                }
+            }
+            FromChild::Accepted { job } => events.push(Event::Accepted { job }),
+            FromChild::Store { job, confirm, record } => {
+                let confirm = confirm
+                    .filter(|_| self.child(index, number).is_some())
+                    .map(|serial| StoreId { slot: first, serial });
+                events.push(Event::Store { job, record, confirm });
+            }
+            FromChild::Ended { job, outcome, memory } => {
+                if self.child(index, number).is_some() {
+                    self.ended(index, job, outcome, memory, events);
+                    self.news(index, number, events);
+                }
+            }
+        }
+    }
+
+    fn ended(
+        &mut self,
+        index: u32,
+        job: JobId,
+        outcome: Outcome,
+        memory: Option<u64>,
+        events: &mut Vec<Event>,
+    ) {
+        let Some(slot) = self.jobs.remove(&job) else { return };
+        // A child that reports itself lost is on its way out.
+        let lost = matches!(outcome, Outcome::WorkerLost { .. });
+        events.push(Event::Ended { job, outcome });
+        let (wear, lanes) = (self.wear, self.lanes);
+        let Some(child) = self.children.get_mut(&index) else { return };
+        child.lanes[(slot % lanes) as usize] = None;
+        child.ended += 1;
+        let heavy = match (memory, wear.memory) {
+            (Some(used), Some(most)) if used > most => {
+                tracing::warn!(
+                    target: "celery.pool",
+                    "child process exiting after exceeding memory limit ({used}KiB / {most}KiB)"
+                );
+                true
+            }
+            _ => false,
+        };
+        let worn = heavy || wear.tasks.is_some_and(|most| child.ended >= most);
+        if child.phase != Phase::Up {
+            return;
+        }
+        if lost || worn || child.doom.is_some() {
+            self.leave(index, Leave::Recycle);
+        } else if child.signals == 0 {
+            self.idle.push(slot);
+        }
+    }
+
+    /// Tells a child to leave: its slots are gone until its replacement is up.
+    fn leave(&mut self, index: u32, how: Leave) {
+        let slots = self.slots(index);
+        self.idle.retain(|slot| !slots.contains(slot));
+        let Some(child) = self.children.get_mut(&index) else { return };
+        if child.phase == Phase::Leaving {
+            return;
+        }
+        child.phase = Phase::Leaving;
+        if let Some(link) = &child.link {
+            link.leave(how);
+        }
+    }
+
+    fn slots(&self, index: u32) -> Range<SlotId> {
+        index * self.lanes..(index + 1) * self.lanes
+    }
+
+    /// Tells of slots that were taken away since the last call.
+    pub(super) fn news(&mut self, index: u32, number: Number, events: &mut Vec<Event>) {
+        let slots = self.slots(index);
+        let Some(child) = self.child(index, number) else { return };
+        if child.phase == Phase::Leaving && std::mem::take(&mut child.announced) {
+            events.extend(slots.map(|slot| Event::Down { slot }));
+        }
+    }
+
+    /// What to do about a child after its frames were read.
+    pub(super) fn duty(&self, index: u32, number: Number) -> Duty {
+        match self.children.get(&index) {
+            Some(child)
+                if child.number == number
+                    && child.phase == Phase::Leaving
+                    && self.wanted(index)
+                    && child.lanes.iter().all(Option::is_none) =>
+            {
+                Duty::Replace
+            }
+            _ => Duty::Serve,
+        }
+    }
+
+    /// When the child is to be killed.
+    pub(super) fn kill_at(&self, index: u32, number: Number) -> Option<Instant> {
+        self.children.get(&index).filter(|child| child.number == number)?.kill_at
+    }
+
+    /// The child was killed because its time was up: it need not be killed again.
+    /// `true` when it had not come up in time.
+    pub(super) fn killed(&mut self, index: u32, number: Number) -> bool {
+        let Some(child) = self.child(index, number) else { return false };
+        child.kill_at = None;
+        child.phase == Phase::Starting
+    }
+
+    /// The zygote has sent a signal.
+    pub(super) fn signalled(&mut self, index: u32, number: Number) {
+        let first = index * self.lanes;
+        let Some(child) = self.child(index, number) else { return };
+        child.signals = child.signals.saturating_sub(1);
+        if child.signals > 0 || child.phase != Phase::Up || child.doom.is_some() {
+            return;
+        }
+        let free: Vec<SlotId> =
+            (first..).zip(&child.lanes).filter(|(_, job)| job.is_none()).map(|(slot, _)| slot).collect();
+        for slot in free {
+            if !self.idle.contains(&slot) {
+                self.idle.push(slot);
+            }
+        }
+    }
+
+    /// The child is dead and all it wrote was read. `code`: none when nobody could tell.
+    /// Returns whether the death says that children cannot live here: it died before it was up.
+    pub(super) fn dead(&mut self, index: u32, number: Number, code: i32, events: &mut Vec<Event>) -> bool {
+        if self.child(index, number).is_none() {
+            return false;
+        }
+        let Some(child) = self.children.remove(&index) else { return false };
+        let slots = self.slots(index);
+        self.idle.retain(|slot| !slots.contains(slot));
+        let status = human_status(code);
+        for job in child.lanes.into_iter().flatten() {
+            self.jobs.remove(&job);
+            let outcome =
+                child.doom.clone().unwrap_or_else(|| Outcome::WorkerLost { status: status.clone() });
+            events.push(Event::Ended { job, outcome });
+        }
+        if child.announced {
+            events.extend(slots.map(|slot| Event::Down { slot }));
+        }
+        child.phase == Phase::Starting
+    }
+
+    /// Whether the death of this child was our doing.
+    pub(super) fn doomed(&self, index: u32, number: Number) -> bool {
+        self.children.get(&index).is_some_and(|child| child.number == number && child.doom.is_some())
+    }
+
+    /// Whose child a job must be interrupted in, if it still runs. Where the child is to die, `kill_at` bounds it.
+    pub(super) fn interrupt(&mut self, job: JobId, how: Interrupt, kill_at: Instant) -> Option<Number> {
+        let slot = *self.jobs.get(&job)?;
+        let child = self.children.get_mut(&(slot / self.lanes))?;
+        child.signals += 1;
+        let doom = match how {
+            Interrupt::SoftLimit => return Some(child.number),
+            Interrupt::HardLimit(limit) => Outcome::TimedOut { limit },
+            Interrupt::Terminate(_) => Outcome::Terminated,
+        };
+        child.doom.get_or_insert(doom);
+        child.kill_at = Some(child.kill_at.map_or(kill_at, |before| before.min(kill_at)));
+        if let Some(link) = &child.link {
+            link.wake();
+        }
+        Some(child.number)
+    }
+
+    /// The child that waits for a store.
+    pub(super) fn waiting(&self, store: StoreId) -> Option<Arc<Link>> {
+        self.children.get(&(store.slot / self.lanes))?.link.clone()
+    }
+
+    /// Adds places; says which.
+    pub(super) fn grow(&mut self, by: usize) -> Vec<u32> {
+        let free: Vec<u32> = (0..)
+            .filter(|index| !self.places.contains_key(index) && !self.children.contains_key(index))
+            .take(by)
+            .collect();
+        self.places.extend(free.iter().map(|index| (*index, true)));
+        free
+    }
+
+    /// Takes places away, those with idle children first.
+    pub(super) fn shrink(&mut self, by: usize) {
+        let mut places: Vec<u32> =
+            self.places.iter().filter(|(_, wanted)| **wanted).map(|(index, _)| *index).collect();
+        let busy = |index: &u32| {
+            self.children.get(index).is_some_and(|child| child.lanes.iter().any(Option::is_some))
+        };
+        places.sort_by_key(|index| (busy(index), std::cmp::Reverse(*index)));
+        for index in places.into_iter().take(by) {
+            self.places.insert(index, false);
+            self.leave(index, Leave::Stop);
+        }
+    }
+
+    /// The place's owner has ended: the index may be used again.
+    pub(super) fn forget(&mut self, index: u32) {
+        self.places.remove(&index);
+    }
+
+    /// Every child is to leave, and is killed at the deadline.
+    pub(super) fn stop(&mut self, deadline: Instant) {
+        self.closing = true;
+        let indexes: Vec<u32> = self.children.keys().copied().collect();
+        for index in indexes {
+            self.leave(index, Leave::Stop);
+            if let Some(child) = self.children.get_mut(&index) {
+                child.kill_at = Some(child.kill_at.map_or(deadline, |before| before.min(deadline)));
+                if let Some(link) = &child.link {
+                    link.wake();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,489 @@
+//! The pool of processes against a zygote and children that are played by the test: no Python, real sockets.
+
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tokio_util::task::TaskTracker;
+
+use super::ipc::{FromChild, ToChild, split};
+use super::processes::start;
+use super::zygote::ZygoteHandle;
+use super::*;
+use crate::protocol::{DeliveryInfo, Json};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the zygote was asked.
+#[derive(Debug)]
+enum Asked {
+    Fork { number: u32, index: u32, socket: UnixStream },
+    Signal { number: u32, signal: i32, group: bool },
+}
+
+/// The zygote's end of the control socket.
+struct FakeZygote {
+    control: UnixStream,
+}
+
+impl FakeZygote {
+    fn new() -> (Self, ZygoteHandle) {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        // Something to reap.
+        let pid = std::process::Command::new("true").spawn().unwrap().id();
+        (Self { control: UnixStream::from_std(ours).unwrap() }, ZygoteHandle { socket: theirs.into(), pid })
+    }
+
+    async fn asked(&mut self) -> Asked {
+        timeout(PATIENCE, self.next()).await.expect("nothing was asked")
+    }
+
+    async fn next(&mut self) -> Asked {
+        let mut bytes = [0u8; 13];
+        let control = &self.control;
+        let (count, socket) = control
+            .async_io(Interest::READABLE, || {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+                let mut parts = [IoSliceMut::new(&mut bytes)];
+                let message = recvmsg(control, &mut parts, &mut ancillary, RecvFlags::empty())?;
+                let socket = ancillary.drain().find_map(|message| match message {
+                    RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
+                    _ => None,
+                });
+                Ok((message.bytes, socket))
+            })
+            .await
+            .unwrap();
+        assert_eq!(count, 13, "the supervisor has hung up");
+        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        match bytes[0] {
+            1 => {
+                let socket = std::os::unix::net::UnixStream::from(socket.unwrap());
+                socket.set_nonblocking(true).unwrap();
+                Asked::Fork { number: word(1), index: word(5), socket: UnixStream::from_std(socket).unwrap() }
+            }
+            2 => Asked::Signal { number: word(1), signal: word(9) as i32, group: word(5) == 1 },
+            kind => panic!("{kind}"),
+        }
+    }
+
+    async fn report(&mut self, kind: u8, number: u32, value: i32) {
+        let mut bytes = vec![kind];
+        bytes.extend(number.to_le_bytes());
+        bytes.extend(0u32.to_le_bytes());
+        bytes.extend(value.to_le_bytes());
+        self.control.write_all(&bytes).await.unwrap();
+    }
+
+    async fn forks(&mut self) -> FakeChild {
+        match self.asked().await {
+            Asked::Fork { number, index, socket } => {
+                self.report(1, number, 1000 + number as i32).await;
+                FakeChild { number, index, socket, buffer: BytesMut::new() }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Forks a child that comes up.
+    async fn child(&mut self) -> FakeChild {
+        let mut child = self.forks().await;
+        child.says(FromChild::Up { pid: 1000 + child.number }).await;
+        child
+    }
+
+    async fn signal(&mut self, child: &FakeChild) -> (i32, bool) {
+        match self.asked().await {
+            Asked::Signal { number, signal, group } => {
+                assert_eq!(number, child.number);
+                self.report(3, number, 0).await;
+                (signal, group)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn died(&mut self, child: FakeChild, code: i32) {
+        let number = child.number;
+        drop(child);
+        self.report(4, number, code).await;
+    }
+
+    async fn hung_up(mut self) {
+        let mut rest = Vec::new();
+        timeout(PATIENCE, self.control.read_to_end(&mut rest)).await.unwrap().unwrap();
+    }
+}
+
+struct FakeChild {
+    number: u32,
+    index: u32,
+    socket: UnixStream,
+    buffer: BytesMut,
+}
+
+impl FakeChild {
+    async fn says(&mut self, frame: FromChild) {
+        let mut bytes = BytesMut::new();
+        frame.encode(&mut bytes);
+        self.socket.write_all(&bytes).await.unwrap();
+    }
+
+    async fn ends(&mut self, job: JobId, outcome: Outcome) {
+        self.says(FromChild::Ended { job, outcome, memory: None }).await;
+    }
+
+    async fn hears(&mut self) -> ToChild {
+        loop {
+            if let Some(payload) = split(&mut self.buffer).unwrap() {
+                return ToChild::decode(payload).unwrap();
+            }
+            let read = timeout(PATIENCE, self.socket.read_buf(&mut self.buffer)).await.expect("told nothing");
+            assert!(read.unwrap() > 0, "the supervisor has hung up");
+        }
+    }
+
+    async fn hears_job(&mut self) -> Job {
+        match self.hears().await {
+            ToChild::Run(job) => *job,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn config(concurrency: u32) -> PoolConfig {
+    PoolConfig {
+        kind: "prefork".into(),
+        concurrency,
+        max_tasks_per_child: None,
+        max_memory_per_child: None,
+        proc_alive_timeout: 60.0,
+    }
+}
+
+fn job(id: JobId) -> Job {
+    Job {
+        id,
+        task: "add".into(),
+        task_id: format!("id-{id}"),
+        headers: Json::empty(),
+        properties: Json::empty(),
+        info: DeliveryInfo::default(),
+        body: Bytes::from_static(b"[[], {}, {}]"),
+        content_type: "application/json".into(),
+        content_encoding: "utf-8".into(),
+        acks_early: false,
+    }
+}
+
+fn success() -> Outcome {
+    Outcome::Success { result: "1".into(), runtime: 0.5 }
+}
+
+struct Stage {
+    zygote: FakeZygote,
+    pool: Box<dyn Pool>,
+    events: mpsc::Receiver<Event>,
+}
+
+impl Stage {
+    fn new(config: &PoolConfig) -> Self {
+        let (zygote, handle) = FakeZygote::new();
+        let Running { pool, events } = start(config, handle, &TaskTracker::new()).unwrap();
+        Self { zygote, pool, events }
+    }
+
+    async fn event(&mut self) -> Option<Event> {
+        timeout(PATIENCE, self.events.recv()).await.expect("no event")
+    }
+
+    async fn up(&mut self) -> FakeChild {
+        let child = self.zygote.child().await;
+        assert!(matches!(self.event().await, Some(Event::Up { slot, .. }) if slot == child.index));
+        child
+    }
+
+    async fn ended(&mut self) -> (JobId, Outcome) {
+        match self.event().await {
+            Some(Event::Ended { job, outcome }) => (job, outcome),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn down(&mut self) {
+        assert!(matches!(self.event().await, Some(Event::Down { .. })));
+    }
+
+    /// Polls until the pool says so.
+    async fn until(&mut self, what: impl Fn(&dyn Pool) -> bool) {
+        timeout(PATIENCE, async {
+            while !what(self.pool.as_ref()) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_job_goes_to_an_idle_child_and_its_outcome_comes_back() {
+    let mut stage = Stage::new(&config(1));
+    assert!(stage.pool.submit(job(1)).is_err(), "no child is up");
+    let mut child = stage.up().await;
+    assert_eq!(stage.pool.submit(job(1)).unwrap(), (0, 1001));
+    assert!(stage.pool.submit(job(2)).is_err(), "the only child is busy");
+    assert_eq!(child.hears_job().await.id, 1);
+    child.says(FromChild::Accepted { job: 1 }).await;
+    child.ends(1, success()).await;
+    assert!(matches!(stage.event().await, Some(Event::Accepted { job: 1 })));
+    assert_eq!(stage.ended().await, (1, success()));
+    assert_eq!(stage.pool.idle(), 1);
+}
+
+#[tokio::test]
+async fn a_child_that_dies_loses_its_job_once_and_is_replaced_at_its_place() {
+    let mut stage = Stage::new(&config(1));
+    let child = stage.up().await;
+    stage.pool.submit(job(1)).unwrap();
+    stage.zygote.died(child, -9).await;
+    assert_eq!(stage.ended().await, (1, Outcome::WorkerLost { status: "signal 9 (SIGKILL)".into() }));
+    stage.down().await;
+    let next = stage.up().await;
+    assert_eq!((next.index, next.number), (0, 2));
+}
+
+#[tokio::test]
+async fn an_outcome_in_the_pipe_wins_over_the_death_of_its_child() {
+    let mut stage = Stage::new(&config(1));
+    let mut child = stage.up().await;
+    stage.pool.submit(job(1)).unwrap();
+    child.hears_job().await;
+    child.ends(1, success()).await;
+    stage.zygote.died(child, -11).await;
+    assert_eq!(stage.ended().await, (1, success()));
+    stage.down().await;
+    stage.up().await;
+}
+
+#[tokio::test]
+async fn at_the_hard_limit_a_child_gets_term_then_kill_and_the_job_ends_as_timed_out() {
+    let mut stage = Stage::new(&config(1));
+    let child = stage.up().await;
+    stage.pool.submit(job(1)).unwrap();
+    stage.pool.interrupt(1, Interrupt::HardLimit(2.5));
+    assert_eq!(stage.zygote.signal(&child).await, (15, true));
+    assert_eq!(stage.zygote.signal(&child).await, (9, true));
+    stage.zygote.died(child, -9).await;
+    assert_eq!(stage.ended().await, (1, Outcome::TimedOut { limit: 2.5 }));
+}
+
+#[tokio::test]
+async fn no_job_is_given_out_while_a_soft_limit_is_under_way() {
+    let mut stage = Stage::new(&config(1));
+    let mut child = stage.up().await;
+    stage.pool.submit(job(1)).unwrap();
+    stage.pool.interrupt(1, Interrupt::SoftLimit);
+    let Asked::Signal { signal: 10, group: false, .. } = stage.zygote.asked().await else { panic!() };
+    child.hears_job().await;
+    child.ends(1, success()).await;
+    assert_eq!(stage.ended().await, (1, success()));
+    assert!(stage.pool.submit(job(2)).is_err());
+    stage.zygote.report(3, child.number, 0).await;
+    stage.until(|pool| pool.idle() == 1).await;
+    stage.pool.submit(job(2)).unwrap();
+}
+
+#[tokio::test]
+async fn a_child_that_survived_a_terminate_gets_no_other_job() {
+    let mut stage = Stage::new(&config(1));
+    let mut child = stage.up().await;
+    stage.pool.submit(job(1)).unwrap();
+    stage.pool.interrupt(1, Interrupt::Terminate(15));
+    assert_eq!(stage.zygote.signal(&child).await, (15, false));
+    child.hears_job().await;
+    child.ends(1, success()).await;
+    assert_eq!(stage.ended().await, (1, success()));
+    stage.down().await;
+    assert!(matches!(child.hears().await, ToChild::Recycle));
+    stage.up().await;
+}
+
+#[tokio::test]
+async fn a_worn_child_is_replaced_before_it_is_dead() {
+    let mut stage = Stage::new(&PoolConfig { max_tasks_per_child: Some(2), ..config(1) });
+    let mut child = stage.up().await;
+    for id in 1..=2 {
+        stage.pool.submit(job(id)).unwrap();
+        child.hears_job().await;
+        child.ends(id, success()).await;
+        stage.ended().await;
+    }
+    stage.down().await;
+    assert!(matches!(child.hears().await, ToChild::Recycle));
+    let mut next = stage.up().await;
+    stage.pool.submit(job(3)).unwrap();
+    assert_eq!(next.hears_job().await.id, 3);
+    stage.zygote.died(child, 155).await;
+    next.ends(3, success()).await;
+    assert_eq!(stage.ended().await, (3, success()));
+}
+
+#[tokio::test]
+async fn a_child_above_the_memory_limit_is_replaced() {
+    let mut stage = Stage::new(&PoolConfig { max_memory_per_child: Some(100), ..config(1) });
+    let mut child = stage.up().await;
+    stage.pool.submit(job(1)).unwrap();
+    child.hears_job().await;
+    child.says(FromChild::Ended { job: 1, outcome: success(), memory: Some(101) }).await;
+    stage.ended().await;
+    stage.down().await;
+    assert!(matches!(child.hears().await, ToChild::Recycle));
+}
+
+#[tokio::test]
+async fn stopping_waits_for_the_running_job_and_then_closes_the_events() {
+    let mut stage = Stage::new(&config(2));
+    let (mut one, mut two) = (stage.up().await, stage.up().await);
+    stage.pool.submit(job(1)).unwrap();
+    let (busy, idle) = if one.index == 1 { (&mut one, &mut two) } else { (&mut two, &mut one) };
+    assert_eq!(busy.hears_job().await.id, 1);
+    stage.pool.stop(Instant::now() + PATIENCE);
+    assert!(matches!(idle.hears().await, ToChild::Stop));
+    assert!(matches!(busy.hears().await, ToChild::Stop));
+    assert!(stage.pool.submit(job(2)).is_err());
+    busy.ends(1, success()).await;
+    let mut ended = None;
+    for _ in 0..3 {
+        if let Some(Event::Ended { job, outcome }) = stage.event().await {
+            ended = Some((job, outcome));
+        }
+    }
+    assert_eq!(ended, Some((1, success())));
+    stage.zygote.died(one, 0).await;
+    stage.zygote.died(two, 0).await;
+    assert!(stage.event().await.is_none());
+    stage.zygote.hung_up().await;
+}
+
+#[tokio::test]
+async fn at_the_deadline_of_a_stop_what_still_runs_is_killed() {
+    let mut stage = Stage::new(&config(1));
+    let mut child = stage.up().await;
+    stage.pool.submit(job(1)).unwrap();
+    child.hears_job().await;
+    stage.pool.stop(Instant::now() + Duration::from_millis(50));
+    assert_eq!(stage.zygote.signal(&child).await, (9, true));
+    stage.zygote.died(child, -9).await;
+    stage.down().await;
+    assert_eq!(stage.ended().await, (1, Outcome::WorkerLost { status: "signal 9 (SIGKILL)".into() }));
+    assert!(stage.event().await.is_none());
+}
+
+#[tokio::test]
+async fn a_child_that_does_not_come_up_is_killed_and_replaced() {
+    let mut stage = Stage::new(&config(2));
+    let _well = stage.up().await;
+    let mut stage = Stage { ..stage };
+    stage.pool.shrink(0);
+    let slow = stage.zygote.forks().await;
+    // Its time is 60 seconds; a death before that is as good.
+    stage.zygote.died(slow, -9).await;
+    let next = stage.up().await;
+    assert_eq!(next.number, 3);
+}
+
+#[tokio::test]
+async fn a_pool_whose_first_child_dies_before_it_is_up_is_broken() {
+    let mut stage = Stage::new(&config(1));
+    let child = stage.zygote.forks().await;
+    stage.zygote.died(child, 1).await;
+    match stage.event().await {
+        Some(Event::Broken(why)) => assert_eq!(why, "Could not start worker processes"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn with_the_zygote_all_jobs_are_lost_and_the_worker_has_to_end() {
+    let mut stage = Stage::new(&config(1));
+    let child = stage.up().await;
+    stage.pool.submit(job(1)).unwrap();
+    drop(stage.zygote);
+    drop(child);
+    let mut lost = false;
+    loop {
+        match timeout(PATIENCE, stage.events.recv()).await.unwrap() {
+            Some(Event::Ended { job: 1, outcome: Outcome::WorkerLost { .. } }) => lost = true,
+            Some(Event::Broken(why)) => {
+                assert!(why.contains("zygote"), "{why}");
+                break;
+            }
+            Some(Event::Down { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(lost);
+    assert!(timeout(PATIENCE, stage.events.recv()).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_pool_grows_and_shrinks_by_places() {
+    let mut stage = Stage::new(&config(1));
+    let _one = stage.up().await;
+    stage.pool.grow(1);
+    assert_eq!(stage.pool.capacity(), 2);
+    let mut two = stage.up().await;
+    assert_eq!(two.index, 1);
+    stage.pool.shrink(1);
+    assert_eq!(stage.pool.capacity(), 1);
+    assert!(matches!(two.hears().await, ToChild::Stop));
+    stage.down().await;
+    stage.zygote.died(two, 0).await;
+    stage.until(|pool| pool.pids() == [1001]).await;
+    stage.pool.grow(1);
+    assert_eq!(stage.up().await.index, 1);
+}
+
+#[tokio::test]
+async fn a_child_that_waits_for_a_store_is_answered() {
+    let mut stage = Stage::new(&config(1));
+    let mut child = stage.up().await;
+    stage.pool.submit(job(1)).unwrap();
+    child.hears_job().await;
+    let record = crate::backend::Record {
+        task_id: "id-1".into(),
+        state: "SUCCESS".into(),
+        document: Bytes::from_static(b"{}"),
+        key: "k".into(),
+        expires: None,
+        content_type: "application/json".into(),
+        content_encoding: "utf-8".into(),
+    };
+    child.says(FromChild::Store { job: 1, confirm: Some(7), record }).await;
+    let Some(Event::Store { job: 1, confirm: Some(store), .. }) = stage.event().await else { panic!() };
+    stage.pool.stored(store, Some("full".into()));
+    match child.hears().await {
+        ToChild::Stored { serial: 7, error: Some(error) } => assert_eq!(error, "full"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_job_larger_than_the_socket_takes_at_once_arrives_whole() {
+    let mut stage = Stage::new(&config(1));
+    let mut child = stage.up().await;
+    let body = Bytes::from(vec![b'x'; 8 << 20]);
+    stage.pool.submit(Job { body: body.clone(), ..job(1) }).unwrap();
+    let got = child.hears_job().await;
+    assert!(got.body == body);
+    assert_eq!(got.body.remaining(), body.len());
+}

@@ -1,0 +1,351 @@
+//! A child's end of the frames: `celeriac._core.ChildPipe`.
+//!
+//! One thread at a time reads the socket and sorts what came; the others wait for it (`threads` has many). The GIL is
+//! let go around every wait. A read that a signal interrupts runs the Python handlers and goes on; a write never
+//! does, because a frame must not be cut in half by a handler that raises.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyString, PyTuple};
+use rustix::net::{SendFlags, send};
+
+use crate::backend::Record;
+use crate::pool::ipc::{FromChild, ToChild, split};
+use crate::pool::{Job, Outcome};
+
+/// Exit status of a child that leaves for good, and of one that is to be replaced (Celery's `EX_RECYCLE`).
+const STOP: i32 = 0;
+const RECYCLE: i32 = 0x9B;
+
+/// What one read may bring; larger frames come in several.
+const READ: usize = 64 * 1024;
+
+/// The socket to the supervisor.
+#[pyclass(frozen, module = "celeriac._core")]
+pub(super) struct ChildPipe {
+    socket: OwnedFd,
+    inbox: Mutex<Inbox>,
+    arrived: Condvar,
+    writing: Mutex<BytesMut>,
+    serial: AtomicU64,
+    memory: bool,
+    /// The process that it belongs to.
+    #[pyo3(get)]
+    pid: u32,
+}
+
+#[derive(Default)]
+struct Inbox {
+    buffer: BytesMut,
+    chunk: Vec<u8>,
+    jobs: VecDeque<Job>,
+    /// Answers, and who waits for one.
+    stored: HashMap<u64, Option<Answer>>,
+    leave: Option<i32>,
+    closed: bool,
+    reading: bool,
+}
+
+/// The supervisor's answer to a store: nothing, or what went wrong.
+type Answer = Option<String>;
+
+enum Next {
+    Job(Box<Job>),
+    Leave(i32),
+    Closed,
+}
+
+enum Wait<T> {
+    Done(T),
+    Interrupted,
+}
+
+impl Inbox {
+    fn next(&mut self) -> Option<Next> {
+        // The job first: a stop does not overtake what was given before it.
+        if let Some(job) = self.jobs.pop_front() {
+            return Some(Next::Job(Box::new(job)));
+        }
+        if let Some(status) = self.leave {
+            return Some(Next::Leave(status));
+        }
+        self.closed.then_some(Next::Closed)
+    }
+
+    fn sort(&mut self) {
+        loop {
+            let frame = match split(&mut self.buffer) {
+                Ok(Some(payload)) => ToChild::decode(payload),
+                Ok(None) => return,
+                Err(error) => Err(error),
+            };
+            match frame {
+                Ok(ToChild::Run(job)) => self.jobs.push_back(*job),
+                Ok(ToChild::Stored { serial, error }) => {
+                    // Nobody waits any more when a soft limit was raised meanwhile.
+                    if let Some(answer) = self.stored.get_mut(&serial) {
+                        *answer = Some(error);
+                    }
+                }
+                Ok(ToChild::Stop) => self.leave = Some(STOP),
+                Ok(ToChild::Recycle) => self.leave = Some(RECYCLE),
+                // Both ends are of one build; a stream that cannot be read is as good as closed.
+                Err(_) => {
+                    self.closed = true;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl ChildPipe {
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until `want` finds what it wants.
+    fn wait<T: Send>(
+        &self,
+        py: Python<'_>,
+        mut want: impl FnMut(&mut Inbox) -> Option<T> + Send,
+    ) -> PyResult<T> {
+        loop {
+            // Waiting with the GIL would stop every other thread of the task's process.
+            match py.detach(|| self.wait_detached(&mut want)) {
+                Wait::Done(found) => return Ok(found),
+                Wait::Interrupted => py.check_signals()?,
+            }
+        }
+    }
+
+    fn wait_detached<T>(&self, want: &mut impl FnMut(&mut Inbox) -> Option<T>) -> Wait<T> {
+        let mut inbox = self.inbox();
+        loop {
+            if let Some(found) = want(&mut inbox) {
+                return Wait::Done(found);
+            }
+            if inbox.reading {
+                inbox = self.arrived.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            inbox.reading = true;
+            let mut chunk = std::mem::take(&mut inbox.chunk);
+            drop(inbox);
+            chunk.resize(READ, 0);
+            let read = rustix::io::read(&self.socket, &mut chunk[..]);
+            inbox = self.inbox();
+            inbox.reading = false;
+            let interrupted = match read {
+                Ok(0) => {
+                    inbox.closed = true;
+                    false
+                }
+                Ok(count) => {
+                    inbox.buffer.extend_from_slice(&chunk[..count]);
+                    inbox.sort();
+                    false
+                }
+                Err(rustix::io::Errno::INTR) => true,
+                Err(_) => {
+                    inbox.closed = true;
+                    false
+                }
+            };
+            inbox.chunk = chunk;
+            self.arrived.notify_all();
+            if interrupted {
+                return Wait::Interrupted;
+            }
+        }
+    }
+
+    /// Writes a frame whole. A supervisor that is gone is noticed by the next read.
+    fn write(&self, py: Python<'_>, frame: &FromChild) {
+        py.detach(|| {
+            let mut out = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            out.clear();
+            frame.encode(&mut out);
+            let mut rest = &out[..];
+            while !rest.is_empty() {
+                match rustix::io::retry_on_intr(|| send(&self.socket, rest, SendFlags::NOSIGNAL)) {
+                    Ok(count) => rest = &rest[count..],
+                    Err(_) => break,
+                }
+            }
+            // One huge result must not be paid for ever.
+            if out.capacity() > 16 * READ {
+                *out = BytesMut::new();
+            }
+        });
+    }
+
+    fn ended(&self, py: Python<'_>, job: u64, outcome: Outcome) {
+        let memory = if self.memory { resident() } else { None };
+        self.write(py, &FromChild::Ended { job, outcome, memory });
+    }
+}
+
+/// Resident memory of this process, KiB.
+fn resident() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().trim_end_matches("kB").trim_end().parse().ok()
+}
+
+#[pymethods]
+impl ChildPipe {
+    /// Takes the descriptor over.
+    #[new]
+    #[pyo3(signature = (fd, *, watch_memory = false))]
+    fn new(fd: i32, watch_memory: bool) -> PyResult<Self> {
+        if fd < 0 {
+            return Err(pyo3::exceptions::PyValueError::new_err("not a descriptor"));
+        }
+        #[expect(unsafe_code, reason = "the only way to take a descriptor over from Python")]
+        // SAFETY: the descriptor was received for this object alone; python/celeriac/zygote.py forgets it.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self {
+            socket,
+            inbox: Mutex::default(),
+            arrived: Condvar::new(),
+            writing: Mutex::default(),
+            serial: AtomicU64::new(0),
+            memory: watch_memory,
+            pid: std::process::id(),
+        })
+    }
+
+    /// Initialized: takes jobs.
+    fn up(&self, py: Python<'_>) {
+        self.write(py, &FromChild::Up { pid: self.pid });
+    }
+
+    /// The next job, as a tuple; the exit status to leave with; or None when the supervisor is gone.
+    fn recv<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        match self.wait(py, Inbox::next)? {
+            Next::Job(job) => Ok(Some(job_tuple(py, &job)?.into_any())),
+            Next::Leave(status) => Ok(Some(status.into_pyobject(py)?.into_any())),
+            Next::Closed => Ok(None),
+        }
+    }
+
+    /// The job was decoded and starts.
+    fn accepted(&self, py: Python<'_>, job: u64) {
+        self.write(py, &FromChild::Accepted { job });
+    }
+
+    /// It returned.
+    fn succeeded(&self, py: Python<'_>, job: u64, result: String, runtime: f64) {
+        self.ended(py, job, Outcome::Success { result, runtime });
+    }
+
+    /// It raised; the failure is stored.
+    fn failed(&self, py: Python<'_>, job: u64, exception: String, traceback: String, runtime: f64) {
+        self.ended(py, job, Outcome::Failure { exception, traceback, runtime });
+    }
+
+    /// It asked to be retried; the new message is sent.
+    fn retried(&self, py: Python<'_>, job: u64, exception: String, traceback: String) {
+        self.ended(py, job, Outcome::Retry { exception, traceback });
+    }
+
+    /// It raised `Ignore`.
+    fn ignored(&self, py: Python<'_>, job: u64) {
+        self.ended(py, job, Outcome::Ignored);
+    }
+
+    /// It raised `Reject`.
+    fn rejected(&self, py: Python<'_>, job: u64, requeue: bool, exception: String, traceback: String) {
+        self.ended(py, job, Outcome::Rejected { requeue, exception, traceback });
+    }
+
+    /// The body could not be decoded.
+    fn undecodable(&self, py: Python<'_>, job: u64, reason: String) {
+        self.ended(py, job, Outcome::Undecodable { reason });
+    }
+
+    /// The body is no task.
+    fn malformed(&self, py: Python<'_>, job: u64, reason: String) {
+        self.ended(py, job, Outcome::Malformed { reason });
+    }
+
+    /// The task ended this process, which is about to leave.
+    fn lost(&self, py: Python<'_>, job: u64, status: String) {
+        self.ended(py, job, Outcome::WorkerLost { status });
+    }
+
+    /// Has a result written. With `wait` this returns when it is, or with what went wrong.
+    #[pyo3(signature = (job, task_id, state, document, key, expires, content_type, content_encoding, *, wait))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one argument a field of the record; called from one place"
+    )]
+    fn store(
+        &self,
+        py: Python<'_>,
+        job: u64,
+        task_id: String,
+        state: String,
+        document: &[u8],
+        key: String,
+        expires: Option<f64>,
+        content_type: String,
+        content_encoding: String,
+        wait: bool,
+    ) -> PyResult<Option<String>> {
+        let record = Record {
+            task_id,
+            state,
+            document: Bytes::copy_from_slice(document),
+            key,
+            expires: expires.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            content_type,
+            content_encoding,
+        };
+        // Once it leaves, its place in the pool is another's: nobody would answer.
+        if !wait || job == 0 && self.inbox().leave.is_some() {
+            self.write(py, &FromChild::Store { job, confirm: None, record });
+            return Ok(None);
+        }
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
+        self.inbox().stored.insert(serial, None);
+        self.write(py, &FromChild::Store { job, confirm: Some(serial), record });
+        let answer = self.wait(py, |inbox| match inbox.stored.get_mut(&serial)?.take() {
+            Some(answer) => Some(answer),
+            None => inbox.closed.then(|| Some("the worker is gone".to_owned())),
+        });
+        self.inbox().stored.remove(&serial);
+        answer
+    }
+}
+
+/// `(job, task, id, headers, properties, exchange, routing_key, redelivered, body, content_type,
+/// content_encoding, acks_early)`.
+fn job_tuple<'py>(py: Python<'py>, job: &Job) -> PyResult<Bound<'py, PyTuple>> {
+    (
+        job.id,
+        &job.task,
+        &job.task_id,
+        text(py, job.headers.as_bytes()),
+        text(py, job.properties.as_bytes()),
+        &job.info.exchange,
+        &job.info.routing_key,
+        job.info.redelivered,
+        PyBytes::new(py, &job.body),
+        &job.content_type,
+        &job.content_encoding,
+        job.acks_early,
+    )
+        .into_pyobject(py)
+}
+
+fn text<'py>(py: Python<'py>, bytes: &[u8]) -> Bound<'py, PyString> {
+    PyString::new(py, &String::from_utf8_lossy(bytes))
+}

@@ -1,0 +1,190 @@
+//! The worker's [`Hooks`], served by Python's main thread.
+//!
+//! The worker runs on a thread of its own and puts calls into a channel; the main thread, with the GIL released
+//! while it waits, carries them out in order on the hooks object of `python/celeriac/bridge.py`.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use crate::broker::Settlement;
+use crate::protocol::{DeliveryInfo, Message};
+use crate::worker::hooks::{Hooks, LogRecord, Notice, Report};
+
+/// How often the main thread looks for Python-level signal handlers when nothing else wakes it.
+const CHECK_SIGNALS: Duration = Duration::from_secs(5);
+
+/// One call for the main thread.
+pub(super) enum Call {
+    Notice(Notice),
+    Log(LogRecord),
+    Received(Box<(Message, DeliveryInfo)>, oneshot::Sender<()>),
+    Report(Box<Report>, oneshot::Sender<Option<Settlement>>),
+    Control(String, Value, oneshot::Sender<Option<Value>>),
+    Over,
+}
+
+/// The worker's side.
+pub(super) struct PyHooks {
+    calls: Sender<Call>,
+    wants_received: AtomicBool,
+}
+
+/// The channel's two ends.
+pub(super) fn pair(wants_received: bool) -> (PyHooks, Sender<Call>, Receiver<Call>) {
+    let (calls, inbox) = channel();
+    (PyHooks { calls: calls.clone(), wants_received: AtomicBool::new(wants_received) }, calls, inbox)
+}
+
+#[async_trait]
+impl Hooks for PyHooks {
+    fn notice(&self, notice: Notice) {
+        let _ = self.calls.send(Call::Notice(notice));
+    }
+
+    fn log(&self, record: LogRecord) {
+        let _ = self.calls.send(Call::Log(record));
+    }
+
+    fn wants_received(&self) -> bool {
+        self.wants_received.load(Ordering::Relaxed)
+    }
+
+    async fn received(&self, message: &Message, info: &DeliveryInfo) {
+        let (done, answer) = oneshot::channel();
+        if self.calls.send(Call::Received(Box::new((message.clone(), info.clone())), done)).is_ok() {
+            let _ = answer.await;
+        }
+    }
+
+    async fn report(&self, report: Report) -> Option<Settlement> {
+        let (done, answer) = oneshot::channel();
+        self.calls.send(Call::Report(Box::new(report), done)).ok()?;
+        answer.await.ok().flatten()
+    }
+
+    async fn control(&self, method: &str, arguments: Value) -> Option<Value> {
+        let (done, answer) = oneshot::channel();
+        self.calls.send(Call::Control(method.to_owned(), arguments, done)).ok()?;
+        answer.await.ok().flatten()
+    }
+}
+
+/// Serves calls until [`Call::Over`]. An exception of a hook is the hook object's own business: it logs what user
+/// code raises. What it lets through ends the worker.
+pub(super) fn serve(py: Python<'_>, hooks: &Bound<'_, PyAny>, inbox: Receiver<Call>) -> PyResult<()> {
+    let mut next = None;
+    // `Receiver` is not `Sync`; only this thread uses it, with and without the GIL.
+    let mut inbox = Some(inbox);
+    loop {
+        let call = match next.take() {
+            Some(call) => call,
+            None => {
+                let waiting = inbox.take().expect("put back below");
+                let (waiting, got) = py.detach(move || {
+                    let got = waiting.recv_timeout(CHECK_SIGNALS);
+                    (waiting, got)
+                });
+                inbox = Some(waiting);
+                match got {
+                    Ok(call) => call,
+                    Err(RecvTimeoutError::Timeout) => {
+                        py.check_signals()?;
+                        continue;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                }
+            }
+        };
+        match call {
+            Call::Over => return Ok(()),
+            Call::Log(first) => {
+                let mut records = vec![first];
+                while let Some(more) = inbox.as_ref().and_then(|inbox| inbox.try_recv().ok()) {
+                    match more {
+                        Call::Log(record) => records.push(record),
+                        other => {
+                            next = Some(other);
+                            break;
+                        }
+                    }
+                }
+                log(hooks, records)?;
+            }
+            call => one(py, hooks, call)?,
+        }
+    }
+}
+
+fn log(hooks: &Bound<'_, PyAny>, records: Vec<LogRecord>) -> PyResult<()> {
+    let rows: Vec<_> = records
+        .into_iter()
+        .map(|record| (record.logger, record.level, record.message, record.data.map(|data| data.to_string())))
+        .collect();
+    hooks.call_method1("log", (rows,))?;
+    Ok(())
+}
+
+fn one(py: Python<'_>, hooks: &Bound<'_, PyAny>, call: Call) -> PyResult<()> {
+    match call {
+        Call::Notice(notice) => {
+            hooks.call_method1("notice", (text(&notice),))?;
+        }
+        Call::Received(parts, done) => {
+            let (message, info) = *parts;
+            hooks.call_method1("received", (envelope(&message, &info), PyBytes::new(py, &message.body)))?;
+            let _ = done.send(());
+        }
+        Call::Report(report, done) => {
+            let body = PyBytes::new(py, &report.message.body);
+            let answer = hooks.call_method1(
+                "report",
+                (text(&report.what), envelope(&report.message, &report.info), body, report.pid),
+            )?;
+            let answer: Option<String> = answer.extract()?;
+            let _ = done.send(answer.as_deref().and_then(settlement));
+        }
+        Call::Control(method, arguments, done) => {
+            let answer = hooks.call_method1("control", (method, arguments.to_string()))?;
+            let answer: Option<String> = answer.extract()?;
+            let _ = done.send(answer.and_then(|answer| serde_json::from_str(&answer).ok()));
+        }
+        Call::Log(_) | Call::Over => {}
+    }
+    Ok(())
+}
+
+fn settlement(name: &str) -> Option<Settlement> {
+    match name {
+        "ack" => Some(Settlement::Ack),
+        "reject" => Some(Settlement::Reject),
+        "requeue" => Some(Settlement::Requeue),
+        _ => None,
+    }
+}
+
+fn text(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// Everything of a message but its body.
+fn envelope(message: &Message, info: &DeliveryInfo) -> String {
+    json!({
+        "headers": message.headers.value().unwrap_or_default(),
+        "properties": message.properties.value().unwrap_or_default(),
+        "content_type": message.content_type,
+        "content_encoding": message.content_encoding,
+        "delivery_info": {
+            "exchange": info.exchange,
+            "routing_key": info.routing_key,
+            "redelivered": info.redelivered,
+        },
+    })
+    .to_string()
+}

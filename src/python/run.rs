@@ -1,0 +1,93 @@
+//! `_core.run_worker`: the worker on a thread of its own, its hooks on this one.
+
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Level;
+
+use super::errors::exception;
+use super::hooks::{Call, PyHooks, pair, serve};
+use super::log::ToPython;
+use crate::config::Config;
+use crate::error::{BrokerError, Error, mask};
+use crate::pool::zygote::ZygoteHandle;
+use crate::worker::{Exit, Parts};
+use crate::{backend, broker, pool, worker};
+
+/// Runs the worker until it ends: `(exit status, restart, what broke it)`. Takes over the zygote's socket.
+/// Must be called on the main thread; hooks run there.
+#[pyfunction]
+#[pyo3(signature = (config, hooks, *, zygote_fd, zygote_pid, wants_received))]
+pub(super) fn run_worker(
+    py: Python<'_>,
+    config: &str,
+    hooks: &Bound<'_, PyAny>,
+    zygote_fd: RawFd,
+    zygote_pid: u32,
+    wants_received: bool,
+) -> PyResult<(i32, bool, Option<String>)> {
+    // SAFETY: python/celeriac/bridge.py detaches the descriptor from its socket object and gives it away here.
+    #[expect(unsafe_code, reason = "a descriptor changes hands")]
+    let socket = unsafe { OwnedFd::from_raw_fd(zygote_fd) };
+    let config = Config::from_json(config).map_err(|error| exception(py, &error))?;
+    let (py_hooks, calls, inbox) = pair(wants_received);
+    let most = match (config.log_debug, config.log_info) {
+        (true, _) => Level::DEBUG,
+        (false, true) => Level::INFO,
+        (false, false) => Level::WARN,
+    };
+    // A second worker in one process keeps the first one's subscriber, whose channel is closed: it logs nothing of ours.
+    let _ = tracing::subscriber::set_global_default(ToPython::new(calls.clone(), most));
+
+    let thread = std::thread::Builder::new()
+        .name("celeriac".to_owned())
+        .spawn(move || {
+            let ended = run(config, py_hooks, ZygoteHandle { socket, pid: zygote_pid });
+            let _ = calls.send(Call::Over);
+            ended
+        })
+        .map_err(|error| exception(py, &Error::Internal(format!("cannot start a thread: {error}"))))?;
+    let served = serve(py, hooks, inbox);
+    let ended = py.detach(|| thread.join());
+    served?;
+    match ended {
+        Ok(Ok(exit)) => Ok((exit.code, exit.restart, exit.broken)),
+        Ok(Err(error)) => Err(exception(py, &error)),
+        Err(_) => Err(exception(py, &Error::Internal("the worker's thread panicked; see above".to_owned()))),
+    }
+}
+
+fn run(config: Config, hooks: PyHooks, zygote: ZygoteHandle) -> Result<Exit, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::Internal(format!("cannot start the runtime: {error}")))?;
+    runtime.block_on(async move {
+        let brokers = broker::reconnect::addresses(&config.broker.urls)
+            .iter()
+            .map(|url| {
+                broker::by_url(url, &config.broker)?.ok_or_else(|| {
+                    Error::Broker(BrokerError::Address {
+                        address: mask(url),
+                        reason: "no transport of this name is hosted yet".to_owned(),
+                    })
+                })
+            })
+            .collect::<Result<Vec<_>, Error>>()?;
+        let backend = if config.backend.native { backend::by_url(&config.backend)? } else { None };
+        let tracker = TaskTracker::new();
+        let pool = pool::processes::start(&config.pool, zygote, &tracker)?;
+        let parts = Parts {
+            brokers,
+            backend,
+            pool,
+            hooks: Arc::new(hooks),
+            stop: CancellationToken::new(),
+            signals: true,
+        };
+        worker::run(config, parts).await
+    })
+}

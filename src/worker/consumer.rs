@@ -1,0 +1,779 @@
+//! The loop: deliveries in, jobs to the pool, outcomes and settlements back. State has this one owner; everything
+//! else sends it messages. It decides through the pure modules beside it and never waits for anything but events.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesOrdered;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::Exit;
+use super::acks::{self, Ending, Kill};
+use super::dispatch::{Refusal, Rules, Verdict, dispatch};
+use super::hooks::{Hooks, Incident, LogRecord, Notice, Report};
+use super::jobs::{Jobs, Limit, Running};
+use super::link::{Link, LinkEvent};
+use super::request::Request;
+use super::results::{Write, Written};
+use super::revoked::{Bounds, Revoked, RevokedTasks};
+use super::schedule::{Due, RateLimits};
+use super::shutdown::{Cause, Phase, Said, Shutdown};
+use crate::broker::reconnect::Why;
+use crate::broker::{self, Command, Delivery, Handle, Publication, Settlement, Tag};
+use crate::clock;
+use crate::cluster::clock::LamportClock;
+use crate::config::Config;
+use crate::control::{self, Handled};
+use crate::pool::{self, Interrupt, JobId, Outcome, Pool};
+use crate::protocol::{DeliveryInfo, Message, TaskHeaders, repr};
+
+/// An `eta` further away than this is parked in the broker, where the broker can: nearer ones are not worth two commands.
+const PARK_BEYOND: f64 = 10.0;
+/// Parked requests of which remote control can show more than nothing; each costs its message.
+const SHOWN: usize = 10_000;
+/// Longest sleep of the timer; the wall clock may step.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+/// Pool events taken in one turn before the broker is told of them.
+const POOL_BATCH: usize = 256;
+/// How long killed children may take at a cold stop.
+const COLD_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A request that waits for its time.
+#[derive(Debug)]
+pub(super) enum Waiting {
+    /// For its `eta`, counted as one more prefetched message.
+    Eta(Box<Request>),
+    /// For its turn under a rate limit.
+    Limited(Box<Request>),
+    /// For its `eta`, in the broker. `shown`: what `inspect scheduled` shows of it, where that is still kept.
+    Parked { tag: Tag, shown: Option<Box<Shown>> },
+}
+
+/// What is kept of a parked request.
+#[derive(Debug)]
+pub(super) struct Shown {
+    pub(super) headers: Box<TaskHeaders>,
+    pub(super) message: Message,
+    pub(super) info: DeliveryInfo,
+}
+
+/// A report that was carried out.
+struct Reported {
+    job: Option<JobId>,
+    refused: Option<(Handle, Settlement)>,
+    answer: Option<Settlement>,
+}
+
+/// The channels that the loop listens on besides link and pool.
+pub(super) struct Inbox {
+    pub(super) pool: mpsc::Receiver<pool::Event>,
+    pub(super) written: mpsc::UnboundedReceiver<Written>,
+    pub(super) causes: mpsc::UnboundedReceiver<Cause>,
+}
+
+pub(super) struct Consumer {
+    pub(super) config: Config,
+    pub(super) rules: Rules,
+    pub(super) link: Link,
+    pub(super) pool: Box<dyn Pool>,
+    pub(super) hooks: Arc<dyn Hooks>,
+    pub(super) writes: Option<mpsc::UnboundedSender<Write>>,
+    pub(super) ready: VecDeque<Request>,
+    pub(super) waiting: Due<Waiting>,
+    pub(super) rate_limits: RateLimits,
+    pub(super) jobs: Jobs,
+    pub(super) totals: HashMap<String, u64>,
+    pub(super) shutdown: Shutdown,
+    pub(super) prefetch: u32,
+    pub(super) clock: LamportClock,
+    pub(super) revoked: RevokedTasks,
+    /// Rate limits as their last writer wrote them.
+    pub(super) rate_texts: HashMap<String, String>,
+    reports: JoinSet<Reported>,
+    asking: JoinSet<Option<(control::Request, Option<Value>)>>,
+    receiving: FuturesOrdered<BoxFuture<'static, Request>>,
+    etas: u32,
+    told_prefetch: u32,
+    started: Instant,
+    stop_until: Option<Instant>,
+    slots_up: usize,
+    connected: bool,
+    ready_told: bool,
+    broken: Option<String>,
+}
+
+impl Consumer {
+    pub(super) fn new(
+        config: Config,
+        rules: Rules,
+        link: Link,
+        pool: Box<dyn Pool>,
+        hooks: Arc<dyn Hooks>,
+        writes: Option<mpsc::UnboundedSender<Write>>,
+        prefetch: u32,
+        bounds: Bounds,
+    ) -> Self {
+        Self {
+            config,
+            rules,
+            link,
+            pool,
+            hooks,
+            writes,
+            ready: VecDeque::new(),
+            waiting: Due::default(),
+            rate_limits: RateLimits::default(),
+            jobs: Jobs::default(),
+            totals: HashMap::new(),
+            shutdown: Shutdown::default(),
+            prefetch,
+            clock: LamportClock::default(),
+            revoked: RevokedTasks::new(bounds),
+            rate_texts: HashMap::new(),
+            reports: JoinSet::new(),
+            asking: JoinSet::new(),
+            receiving: FuturesOrdered::new(),
+            etas: 0,
+            told_prefetch: prefetch,
+            started: Instant::now(),
+            stop_until: None,
+            slots_up: 0,
+            connected: false,
+            ready_told: false,
+            broken: None,
+        }
+    }
+
+    /// Runs until the worker is to end and nothing is left to do.
+    pub(super) async fn run(&mut self, inbox: &mut Inbox) -> Exit {
+        loop {
+            self.pump();
+            self.link.flush();
+            if self.is_over() {
+                break;
+            }
+            let until = self.next_due();
+            tokio::select! {
+                event = self.link.next() => self.on_link(event),
+                event = inbox.pool.recv() => self.on_pool_events(event, &mut inbox.pool),
+                Some(written) = inbox.written.recv() => self.on_written(written),
+                Some(reported) = self.reports.join_next() => self.on_reported(reported),
+                Some(request) = self.receiving.next() => self.admit(request),
+                Some(answer) = self.asking.join_next() => self.on_answer(answer),
+                Some(cause) = inbox.causes.recv() => self.on_cause(cause),
+                () = tokio::time::sleep_until(until) => self.on_due(),
+            }
+        }
+        Exit { code: self.shutdown.exit_code, restart: self.shutdown.restart, broken: self.broken.take() }
+    }
+
+    pub(super) fn uptime(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
+    }
+
+    fn next_due(&self) -> Instant {
+        let mut sleep = LONGEST_SLEEP;
+        if let Some(at) = self.waiting.next() {
+            sleep = sleep.min(Duration::try_from_secs_f64(at - clock::now()).unwrap_or_default());
+        }
+        if let Some(at) = self.jobs.next_limit() {
+            sleep = sleep.min(Duration::try_from_secs_f64(at - self.uptime()).unwrap_or_default());
+        }
+        let until = Instant::now() + sleep;
+        self.stop_until.map_or(until, |stop| until.min(stop))
+    }
+
+    // --- the broker -----------------------------------------------------------------------------------
+
+    fn on_link(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Up { address, moved } => {
+                if moved {
+                    self.drop_unstarted();
+                }
+                tracing::info!(target: "celery.worker.consumer.connection", "Connected to {address}");
+                self.connected = true;
+                self.told_prefetch = self.wanted_prefetch();
+                self.link.send(Command::Prefetch(self.told_prefetch));
+                self.hooks.notice(Notice::Connected { address });
+                self.tell_ready();
+            }
+            LinkEvent::Failed { address, error, wait, attempt, most } => {
+                let most = most.map_or_else(|| "∞".to_owned(), |most| most.to_string());
+                let then = if wait.is_zero() {
+                    "Will retry using next failover.".to_owned()
+                } else {
+                    format!("Trying again in {:.2} seconds... ({attempt}/{most})", wait.as_secs_f64())
+                };
+                tracing::error!(
+                    target: "celery.worker.consumer.consumer",
+                    "consumer: Cannot connect to {address}: {error}.\n{then}\n"
+                );
+            }
+            LinkEvent::Lost(error) => {
+                tracing::warn!(
+                    target: "celery.worker.consumer.consumer",
+                    "consumer: Connection to broker lost. Trying to re-establish the connection... ({error})"
+                );
+                self.on_lost();
+            }
+            LinkEvent::GaveUp(error, why) => {
+                let reason = match why {
+                    Why::Refused => error.to_string(),
+                    Why::Disabled { setting } => format!("{error} ({setting} is off)"),
+                    Why::Exhausted => format!("{error} (broker_connection_max_retries is used up)"),
+                };
+                tracing::error!(target: "celery.worker", "Unrecoverable error: {reason}");
+                self.on_lost();
+                self.broken = Some(reason);
+                self.on_cause(Cause::Failure);
+            }
+            LinkEvent::Broker(broker::Event::Deliveries(deliveries)) => {
+                deliveries.into_iter().for_each(|delivery| self.on_delivery(delivery));
+            }
+            LinkEvent::Broker(broker::Event::Control(message)) => self.on_control(message),
+            LinkEvent::Broker(broker::Event::Forgotten(tags)) => {
+                tracing::warn!(
+                    target: "celery.worker",
+                    count = tags.len(),
+                    "The broker gave messages of ours to somebody else, because this worker was silent for too long; they may run twice."
+                );
+            }
+            // The link ends with it and says `LinkEvent::Lost`.
+            LinkEvent::Broker(broker::Event::Lost(_)) => {}
+        }
+    }
+
+    fn on_lost(&mut self) {
+        self.connected = false;
+        if !self.link.broker().capabilities().settles_across_sessions {
+            self.drop_unstarted();
+        }
+        if self.config.shutdown.cancel_on_connection_loss {
+            let late: Vec<JobId> =
+                self.jobs.active().filter(|(_, job)| !job.acknowledged).map(|(id, _)| id).collect();
+            self.kill(&late);
+        }
+    }
+
+    /// What the broker no longer knows as ours is dropped before it starts; it comes again.
+    fn drop_unstarted(&mut self) {
+        for request in self.ready.drain(..) {
+            request.handle.abandon();
+        }
+        for waiting in self.waiting.drain() {
+            if let Waiting::Eta(request) | Waiting::Limited(request) = waiting {
+                request.handle.abandon();
+            }
+        }
+        self.etas = 0;
+    }
+
+    fn on_delivery(&mut self, delivery: Delivery) {
+        if self.shutdown.phase > Phase::Running {
+            self.link.settle(delivery.handle.settle(Settlement::GiveBack));
+            return;
+        }
+        match dispatch(delivery, &self.rules) {
+            Verdict::Refuse(refusal) => self.refuse(*refusal),
+            Verdict::Request(request) => self.on_request(*request),
+        }
+    }
+
+    fn refuse(&mut self, refusal: Refusal) {
+        let Refusal { delivery, incident, settlement } = refusal;
+        let report = Report { what: incident, message: delivery.message, info: delivery.info, pid: None };
+        self.report(report, None, Some((delivery.handle, settlement)));
+    }
+
+    fn on_request(&mut self, request: Request) {
+        if self.config.log_info {
+            self.hooks.log(LogRecord {
+                logger: "celery.worker.strategy",
+                level: 20,
+                message: format!("Task {} received", request.human()),
+                data: Some(json!({
+                    "id": request.headers.id,
+                    "name": request.headers.display_name(),
+                    "args": request.headers.argsrepr.as_deref().unwrap_or(""),
+                    "kwargs": request.headers.kwargsrepr.as_deref().unwrap_or(""),
+                    "eta": request.headers.eta,
+                })),
+            });
+        }
+        let Some(request) = self.unless_revoked(request) else { return };
+        if self.hooks.wants_received() || !self.receiving.is_empty() {
+            let hooks = self.hooks.clone();
+            self.receiving.push_back(Box::pin(async move {
+                hooks.received(&request.message, &request.info).await;
+                request
+            }));
+        } else {
+            self.admit(request);
+        }
+    }
+
+    /// Gives the request back unless it is revoked or expired; then it is reported and gone.
+    fn unless_revoked(&mut self, request: Request) -> Option<Request> {
+        let expired = request.expires.is_some_and(|expires| clock::now() > expires);
+        let revoked = self.revoked.find(&request.headers);
+        if !expired && revoked.is_none() {
+            return Some(request);
+        }
+        let by_header = match revoked {
+            Some(Revoked::Stamp { name, value }) => {
+                let header = json!({name: value}).to_string();
+                let header = repr::saferepr(&header, None, 3).unwrap_or(header);
+                format!(" (revoked by header: {header})")
+            }
+            Some(Revoked::Id) | None => String::new(),
+        };
+        if expired {
+            self.revoked.insert(&request.headers.id, Instant::now());
+        }
+        tracing::info!(target: "celery.worker.request", "Discarding revoked task: {}{by_header}", request.human());
+        let reason = if expired { "expired" } else { "revoked" };
+        let what = Incident::Revoked { reason, terminated: false, signal: None, expired };
+        let report = Report { what, message: request.message, info: request.info, pid: None };
+        self.report(report, None, Some((request.handle, Settlement::Ack)));
+        None
+    }
+
+    /// A request that may run: at its time, at its turn, or now.
+    fn admit(&mut self, request: Request) {
+        if self.shutdown.phase > Phase::Running {
+            self.link.settle(request.handle.settle(Settlement::GiveBack));
+            return;
+        }
+        let now = clock::now();
+        match request.eta {
+            Some(eta) if eta > now => {
+                let parks = self.link.broker().capabilities().parks;
+                if parks && eta > now + PARK_BEYOND && self.link.is_up() {
+                    let Request { headers, message, info, handle, .. } = request;
+                    let tag = handle.abandon();
+                    self.link.send(Command::Park { tag, due: eta });
+                    let shown =
+                        (self.waiting.len() < SHOWN).then(|| Box::new(Shown { headers, message, info }));
+                    self.waiting.push(eta, Waiting::Parked { tag, shown });
+                } else {
+                    self.etas += 1;
+                    self.waiting.push(eta, Waiting::Eta(Box::new(request)));
+                }
+            }
+            _ => self.take_turn(request, now),
+        }
+    }
+
+    fn take_turn(&mut self, request: Request, now: f64) {
+        let turn = match request.policy.rate_limit {
+            Some(rate) if rate > 0.0 => self.rate_limits.turn(&request.headers.task, rate, now),
+            _ => now,
+        };
+        if turn > now {
+            self.waiting.push(turn, Waiting::Limited(Box::new(request)));
+        } else {
+            self.ready.push_back(request);
+        }
+    }
+
+    fn on_due(&mut self) {
+        let now = clock::now();
+        let mut parked = Vec::new();
+        while let Some(waiting) = self.waiting.pop(now) {
+            match waiting {
+                Waiting::Eta(request) => {
+                    self.etas -= 1;
+                    self.take_turn(*request, now);
+                }
+                Waiting::Limited(request) => self.ready.push_back(*request),
+                Waiting::Parked { tag, .. } => parked.push(tag),
+            }
+        }
+        if !parked.is_empty() {
+            self.link.send(Command::Unpark(parked));
+        }
+        let uptime = self.uptime();
+        while let Some((id, limit)) = self.jobs.limit_due(uptime) {
+            self.on_limit(id, limit);
+        }
+        if self.stop_until.is_some_and(|until| Instant::now() >= until) {
+            self.stop_until = None;
+            match self.shutdown.phase {
+                Phase::Soft => self.on_cause(Cause::SoftTimeout),
+                Phase::Cold => self.shutdown.phase = Phase::Hard,
+                Phase::Running | Phase::Warm | Phase::Hard => {}
+            }
+        }
+    }
+
+    /// How many deliveries may be unsettled now.
+    pub(super) fn wanted_prefetch(&self) -> u32 {
+        if self.prefetch == 0 {
+            return 0;
+        }
+        let raised = self.prefetch.saturating_add(self.etas);
+        match self.config.eta_task_limit {
+            Some(limit) => raised.min(limit.max(self.prefetch)),
+            None => raised,
+        }
+    }
+
+    /// Gives ready requests to idle slots.
+    fn pump(&mut self) {
+        while self.pool.idle() > 0 {
+            let Some(request) = self.ready.pop_front() else { break };
+            if !self.link.holds(request.handle.tag()) {
+                // The broker took it back while it waited here; it will come again.
+                request.handle.abandon();
+                continue;
+            }
+            let Some(request) = self.unless_revoked(request) else { continue };
+            let id = self.jobs.next_id();
+            match self.pool.submit(request.job(id)) {
+                Ok((_, pid)) => {
+                    let limits = if self.pool.interrupts() {
+                        request.limits((self.config.time_limit, self.config.soft_time_limit))
+                    } else {
+                        (None, None)
+                    };
+                    *self.totals.entry(request.headers.task.clone()).or_default() += 1;
+                    let job = Running {
+                        request,
+                        pid,
+                        started: clock::now(),
+                        accepted: false,
+                        acknowledged: false,
+                        killed: None,
+                        writes: 0,
+                        reporting: false,
+                        ended: None,
+                        over: false,
+                    };
+                    let now = self.uptime();
+                    self.jobs.start(id, job, limits, now);
+                }
+                Err(_) => {
+                    self.ready.push_front(request);
+                    break;
+                }
+            }
+        }
+        let wanted = self.wanted_prefetch();
+        if wanted != self.told_prefetch && self.shutdown.phase == Phase::Running {
+            self.told_prefetch = wanted;
+            self.link.send(Command::Prefetch(wanted));
+        }
+    }
+
+    // --- the pool -------------------------------------------------------------------------------------
+
+    fn on_pool_events(&mut self, first: Option<pool::Event>, more: &mut mpsc::Receiver<pool::Event>) {
+        let Some(first) = first else {
+            self.broken.get_or_insert_with(|| "the pool ended".to_owned());
+            self.shutdown.phase = Phase::Hard;
+            self.shutdown.exit_code = 1;
+            return;
+        };
+        self.on_pool(first);
+        for _ in 0..POOL_BATCH {
+            let Ok(event) = more.try_recv() else { break };
+            self.on_pool(event);
+        }
+    }
+
+    fn on_pool(&mut self, event: pool::Event) {
+        match event {
+            pool::Event::Up { .. } => {
+                self.slots_up += 1;
+                self.tell_ready();
+            }
+            pool::Event::Down { .. } => self.slots_up = self.slots_up.saturating_sub(1),
+            pool::Event::Accepted { job } => self.on_accepted(job),
+            pool::Event::Store { job, record, confirm } => {
+                if let Some(writes) = &self.writes {
+                    if let Some(running) = self.jobs.get_mut(job) {
+                        running.writes += 1;
+                    }
+                    // The writer ends after this loop; it cannot be gone.
+                    let _ = writes.send(Write { job, confirm, record });
+                } else if let Some(store) = confirm {
+                    self.pool.stored(store, Some("this worker has no native result backend".to_owned()));
+                }
+            }
+            pool::Event::Ended { job, outcome } => self.on_ended(job, outcome),
+            pool::Event::Broken(reason) => {
+                tracing::error!(target: "celery.worker", "Unrecoverable error: {reason}");
+                self.broken = Some(reason);
+                self.on_cause(Cause::Failure);
+            }
+        }
+    }
+
+    fn on_accepted(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        job.accepted = true;
+        if !job.request.policy.acks_late && !job.acknowledged {
+            job.acknowledged = true;
+            let tag = job.request.handle.tag();
+            self.link.settle((tag, Settlement::Ack));
+        }
+    }
+
+    fn on_ended(&mut self, id: JobId, outcome: Outcome) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        job.over = true;
+        let never_started = !job.accepted && !job.request.policy.acks_late && !job.acknowledged;
+        if matches!(outcome, Outcome::WorkerLost { .. })
+            && never_started
+            && !job.request.bounced
+            && job.killed.is_none()
+        {
+            // As in 5.7: a job that its child never began goes to another child. Once: a body that kills whoever
+            // decodes it is lost at the second.
+            if let Some(job) = self.jobs.remove(id) {
+                self.ready.push_front(Request { bounced: true, ..job.request });
+            }
+            return;
+        }
+        let ending = Ending { acknowledged: job.acknowledged, killed: job.killed };
+        let verdict = acks::settle(&job.request.policy, &outcome, ending);
+        job.ended = Some(verdict.settlement);
+        match verdict.incident {
+            None => self.finish(id),
+            Some(what) => {
+                job.reporting = true;
+                let report = Report {
+                    what,
+                    message: job.request.message.clone(),
+                    info: job.request.info.clone(),
+                    pid: Some(job.pid),
+                };
+                self.report(report, Some(id), None);
+            }
+        }
+    }
+
+    /// Settles a job that ended, once its results are written and its report is done.
+    fn finish(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get(id) else { return };
+        let Some(settlement) = job.ended else { return };
+        if job.writes > 0 || job.reporting {
+            return;
+        }
+        let Some(job) = self.jobs.remove(id) else { return };
+        match settlement {
+            Some(settlement) => self.link.settle(job.request.handle.settle(settlement)),
+            None => drop(job.request.handle.abandon()),
+        }
+    }
+
+    fn on_written(&mut self, written: Written) {
+        if let Some(store) = written.confirm {
+            self.pool.stored(store, written.error);
+        }
+        if let Some(job) = self.jobs.get_mut(written.job) {
+            job.writes = job.writes.saturating_sub(1);
+            self.finish(written.job);
+        }
+    }
+
+    fn on_limit(&mut self, id: JobId, limit: Limit) {
+        let Some(job) = self.jobs.get(id) else { return };
+        match limit {
+            Limit::Soft(seconds) => {
+                tracing::warn!(
+                    target: "celery.worker.request",
+                    "Soft time limit ({seconds}s) exceeded for {}",
+                    job.request.human()
+                );
+                self.pool.interrupt(id, Interrupt::SoftLimit);
+            }
+            Limit::Hard(seconds) => self.pool.interrupt(id, Interrupt::HardLimit(seconds)),
+        }
+    }
+
+    /// Kills the children of these jobs; their work is to be done again.
+    fn kill(&mut self, jobs: &[JobId]) {
+        for id in jobs {
+            if let Some(job) = self.jobs.get_mut(*id) {
+                job.killed.get_or_insert(Kill::Cancelled);
+                self.pool.interrupt(*id, Interrupt::Terminate(15));
+            }
+        }
+    }
+
+    // --- reports --------------------------------------------------------------------------------------
+
+    fn report(&mut self, report: Report, job: Option<JobId>, refused: Option<(Handle, Settlement)>) {
+        let hooks = self.hooks.clone();
+        self.reports.spawn(async move {
+            let answer = hooks.report(report).await;
+            Reported { job, refused, answer }
+        });
+    }
+
+    fn on_reported(&mut self, reported: Result<Reported, tokio::task::JoinError>) {
+        let reported = match reported {
+            Ok(reported) => reported,
+            Err(error) => {
+                tracing::error!(target: "celery.worker", %error, "A report failed: a bug of celeriac. The broker will redeliver its message.");
+                return;
+            }
+        };
+        if let Some((handle, planned)) = reported.refused {
+            self.link.settle(handle.settle(reported.answer.unwrap_or(planned)));
+        }
+        if let Some(id) = reported.job {
+            if let Some(job) = self.jobs.get_mut(id) {
+                job.reporting = false;
+                if let (Some(Some(planned)), Some(answer)) = (&mut job.ended, reported.answer) {
+                    *planned = answer;
+                }
+            }
+            self.finish(id);
+        }
+    }
+
+    // --- life -----------------------------------------------------------------------------------------
+
+    fn tell_ready(&mut self) {
+        if self.connected && self.slots_up > 0 && !self.ready_told {
+            self.ready_told = true;
+            self.hooks.notice(Notice::Ready);
+        }
+    }
+
+    pub(super) fn on_cause(&mut self, cause: Cause) {
+        let before = self.shutdown.phase;
+        let busy = self.jobs.active().next().is_some();
+        let Said { lines, shutting_down } = self.shutdown.step(cause, busy, &self.config.shutdown);
+        for line in lines {
+            self.hooks.notice(Notice::Say(line.to_owned()));
+        }
+        if let Some((signal, how, exit_code)) = shutting_down {
+            self.hooks.notice(Notice::ShuttingDown { signal: signal.to_owned(), how, exit_code });
+        }
+        let phase = self.shutdown.phase;
+        if before == Phase::Running && phase > Phase::Running {
+            self.give_back();
+        }
+        if phase == Phase::Soft && before < Phase::Soft {
+            let timeout = self.config.shutdown.soft_timeout;
+            tracing::warn!(target: "celery.worker", "Initiating Soft Shutdown, terminating in {timeout} seconds");
+            self.stop_until = Some(Instant::now() + Duration::try_from_secs_f64(timeout).unwrap_or_default());
+        }
+        if phase == Phase::Cold && before < Phase::Cold {
+            let running: Vec<JobId> = self.jobs.active().map(|(id, _)| id).collect();
+            self.kill(&running);
+            self.stop_until = Some(Instant::now() + COLD_PATIENCE);
+        }
+    }
+
+    /// Stops fetching and puts everything that has not started back where it came from, in order.
+    fn give_back(&mut self) {
+        self.link.send(Command::Pause);
+        let mut unstarted: Vec<Request> = self.ready.drain(..).collect();
+        for waiting in self.waiting.drain() {
+            match waiting {
+                Waiting::Eta(request) | Waiting::Limited(request) => unstarted.push(*request),
+                Waiting::Parked { .. } => {}
+            }
+        }
+        self.etas = 0;
+        for request in unstarted {
+            self.link.settle(request.handle.settle(Settlement::GiveBack));
+        }
+        self.link.flush();
+    }
+
+    fn is_over(&self) -> bool {
+        match self.shutdown.phase {
+            Phase::Running => false,
+            Phase::Hard => true,
+            Phase::Warm | Phase::Soft | Phase::Cold => {
+                self.jobs.is_empty() && self.reports.is_empty() && self.receiving.is_empty()
+            }
+        }
+    }
+
+    /// Lets go of everything when the worker leaves without waiting: the broker redelivers it.
+    pub(super) fn abandon(&mut self) {
+        self.drop_unstarted();
+        for id in self.jobs.all() {
+            if let Some(job) = self.jobs.remove(id) {
+                job.request.handle.abandon();
+            }
+        }
+    }
+
+    // --- remote control -------------------------------------------------------------------------------
+
+    fn on_control(&mut self, message: Message) {
+        match control::handle(&message, self) {
+            Handled::Done => {}
+            Handled::Reply(publication) => self.publish(publication),
+            Handled::Ask(request) => {
+                let arguments = Value::Object(request.arguments.clone());
+                self.ask(Some(request.clone()), request.method, arguments);
+            }
+        }
+    }
+
+    /// Asks the app; its answer, if one is wanted, is published.
+    pub(super) fn ask(&mut self, request: Option<control::Request>, method: String, arguments: Value) {
+        let hooks = self.hooks.clone();
+        self.asking.spawn(async move {
+            let answer = hooks.control(&method, arguments).await;
+            request.map(|request| (request, answer))
+        });
+    }
+
+    fn on_answer(
+        &mut self,
+        answer: Result<Option<(control::Request, Option<Value>)>, tokio::task::JoinError>,
+    ) {
+        if let Ok(Some((request, answer))) = answer
+            && let Some(publication) = control::answered(&request, answer, self)
+        {
+            self.publish(publication);
+        }
+    }
+
+    fn publish(&mut self, publication: Box<Publication>) {
+        // Nobody waits for a reply to arrive: who asked may be gone.
+        let (done, _) = oneshot::channel();
+        self.link.send(Command::Publish(publication, done));
+    }
+
+    /// Kills the child that runs the task and reports it as revoked.
+    pub(super) fn terminate_running(&mut self, id: JobId, signal: i32) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        if job.killed.is_some() || job.over {
+            return;
+        }
+        tracing::info!(target: "celery.worker.control", "Terminating {} ({signal})", job.request.headers.id);
+        job.killed = Some(Kill::Revoked(signal));
+        job.reporting = true;
+        let what = Incident::Revoked {
+            reason: "terminated",
+            terminated: true,
+            signal: Some(signal),
+            expired: false,
+        };
+        let report = Report {
+            what,
+            message: job.request.message.clone(),
+            info: job.request.info.clone(),
+            pid: Some(job.pid),
+        };
+        self.report(report, Some(id), None);
+        self.pool.interrupt(id, Interrupt::Terminate(signal));
+    }
+}

@@ -1,0 +1,129 @@
+//! The jobs that run, from the moment a slot takes them until the broker has been told.
+
+use std::collections::HashMap;
+
+use super::acks::Kill;
+use super::request::Request;
+use super::schedule::Due;
+use crate::broker::Settlement;
+use crate::pool::JobId;
+
+/// A job in the pool, or ended and not settled yet.
+#[derive(Debug)]
+pub(super) struct Running {
+    /// The request.
+    pub request: Request,
+    /// The process that runs it.
+    pub pid: u32,
+    /// Wall time of its start.
+    pub started: f64,
+    /// The child has said that it started.
+    pub accepted: bool,
+    /// The broker has been told.
+    pub acknowledged: bool,
+    /// The worker killed its child.
+    pub killed: Option<Kill>,
+    /// Results that are not written yet.
+    pub writes: u32,
+    /// The parent is reporting its end.
+    pub reporting: bool,
+    /// How it ended: what to tell the broker when results are written and the report is done.
+    pub ended: Option<Option<Settlement>>,
+    /// It is over and only waits for results or a report.
+    pub over: bool,
+}
+
+/// Which limit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Limit {
+    /// Soft, seconds.
+    Soft(f64),
+    /// Hard, seconds.
+    Hard(f64),
+}
+
+/// All jobs and their time limits.
+#[derive(Debug, Default)]
+pub(super) struct Jobs {
+    running: HashMap<JobId, Running>,
+    limits: Due<(JobId, Limit)>,
+    last: JobId,
+}
+
+impl Jobs {
+    /// A name for the next job.
+    pub(super) fn next_id(&mut self) -> JobId {
+        self.last += 1;
+        self.last
+    }
+
+    /// Takes a job in, with its limits counted from `now` (seconds on any steady clock).
+    pub(super) fn start(&mut self, id: JobId, job: Running, limits: (Option<f64>, Option<f64>), now: f64) {
+        let (hard, soft) = limits;
+        if let Some(soft) = soft {
+            self.limits.push(now + soft, (id, Limit::Soft(soft)));
+        }
+        if let Some(hard) = hard {
+            self.limits.push(now + hard, (id, Limit::Hard(hard)));
+        }
+        self.running.insert(id, job);
+    }
+
+    /// When the first limit is due.
+    pub(super) fn next_limit(&self) -> Option<f64> {
+        self.limits.next()
+    }
+
+    /// The next limit that is due, of a job that still runs.
+    pub(super) fn limit_due(&mut self, now: f64) -> Option<(JobId, Limit)> {
+        while let Some((id, limit)) = self.limits.pop(now) {
+            if self.running.get(&id).is_some_and(|job| !job.over) {
+                return Some((id, limit));
+            }
+        }
+        // Limits of ended jobs stay in the heap until they are due; do not let quick tasks with long limits pile up.
+        if self.limits.len() > 1024 && self.limits.len() > 4 * self.running.len() {
+            let kept: Vec<_> = self
+                .limits
+                .iter()
+                .filter(|(_, (id, _))| self.running.contains_key(id))
+                .map(|(at, what)| (at, *what))
+                .collect();
+            self.limits = Due::default();
+            for (at, what) in kept {
+                self.limits.push(at, what);
+            }
+        }
+        None
+    }
+
+    /// A job.
+    pub(super) fn get_mut(&mut self, id: JobId) -> Option<&mut Running> {
+        self.running.get_mut(&id)
+    }
+
+    /// A job.
+    pub(super) fn get(&self, id: JobId) -> Option<&Running> {
+        self.running.get(&id)
+    }
+
+    /// Takes a job out.
+    pub(super) fn remove(&mut self, id: JobId) -> Option<Running> {
+        self.running.remove(&id)
+    }
+
+    /// The jobs that a child still runs.
+    pub(super) fn active(&self) -> impl Iterator<Item = (JobId, &Running)> {
+        self.running.iter().filter(|(_, job)| !job.over).map(|(id, job)| (*id, job))
+    }
+
+    /// Every job, running or not settled yet.
+    pub(super) fn all(&self) -> Vec<JobId> {
+        self.running.keys().copied().collect()
+    }
+
+    /// Whether no job runs or waits to be settled.
+    pub(super) fn is_empty(&self) -> bool {
+        self.running.is_empty()
+    }
+}

@@ -1,0 +1,64 @@
+//! A request: a delivery accepted for a known task.
+
+use std::sync::Arc;
+
+use crate::broker::Handle;
+use crate::config::TaskPolicy;
+use crate::pool::{Job, JobId};
+use crate::protocol::{DeliveryInfo, Message, TaskHeaders};
+
+/// A delivery accepted for a known task. It owns the handle: whoever holds the request settles it.
+#[derive(Debug)]
+pub struct Request {
+    /// What the supervisor reads of the headers.
+    pub headers: Box<TaskHeaders>,
+    /// The message.
+    pub message: Message,
+    /// Where it came from.
+    pub info: DeliveryInfo,
+    /// Settles it.
+    pub handle: Handle,
+    /// What the task's attributes say.
+    pub policy: Arc<TaskPolicy>,
+    /// Not before, seconds since the epoch.
+    pub eta: Option<f64>,
+    /// Not after, seconds since the epoch.
+    pub expires: Option<f64>,
+    /// A child died before it accepted the job; the next time the job is lost.
+    pub bounced: bool,
+}
+
+impl Request {
+    /// The job for the pool.
+    pub fn job(&self, id: JobId) -> Job {
+        Job {
+            id,
+            task: self.headers.task.clone(),
+            task_id: self.headers.id.clone(),
+            headers: self.message.headers.clone(),
+            properties: self.message.properties.clone(),
+            info: self.info.clone(),
+            body: self.message.body.clone(),
+            content_type: self.message.content_type.clone().unwrap_or_else(|| DATA.to_owned()),
+            content_encoding: self.message.content_encoding.clone().unwrap_or_else(|| "utf-8".to_owned()),
+            acks_early: !self.policy.acks_late,
+        }
+    }
+
+    /// `name[id]`, as log lines show a task.
+    pub fn human(&self) -> String {
+        format!("{}[{}]", self.headers.display_name(), self.headers.id)
+    }
+
+    /// Limits: the message's, else the task's, else the worker's; a limit of 0 is none.
+    pub fn limits(&self, worker: (Option<f64>, Option<f64>)) -> (Option<f64>, Option<f64>) {
+        let pick = |choices: [Option<f64>; 3]| choices.into_iter().flatten().find(|limit| *limit > 0.0);
+        (
+            pick([self.headers.timelimit.hard, self.policy.time_limit, worker.0]),
+            pick([self.headers.timelimit.soft, self.policy.soft_time_limit, worker.1]),
+        )
+    }
+}
+
+/// The content type of a message that names none, as kombu has it.
+pub const DATA: &str = "application/data";

@@ -1,0 +1,386 @@
+//! The worker's core between a broker in memory and a pool that the test plays: what is told to the broker, when.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use celeriac::backend::{BackendConfig, Record, ResultBackend};
+use celeriac::broker::memory::MemoryBroker;
+use celeriac::broker::topology::Queue;
+use celeriac::broker::{BrokerConfig, Settlement};
+use celeriac::clock;
+use celeriac::config::{Config, ShutdownConfig, TaskPolicy};
+use celeriac::error::{BackendError, Error};
+use celeriac::pool::{Interrupt, Outcome, PoolConfig, StoreId};
+use celeriac::protocol::{DeliveryInfo, Json, Message};
+use celeriac::worker::hooks::{Hooks, Incident, LogRecord, Notice, Report};
+use celeriac::worker::{self, Exit, Parts};
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::message;
+use crate::support::pool::{Driver, scripted};
+use crate::support::{unique, wait_until};
+
+/// Remembers what it is asked; answers reports with `answer`.
+#[derive(Default)]
+struct Recorder {
+    incidents: Mutex<Vec<Incident>>,
+    notices: Mutex<Vec<Notice>>,
+    answer: Option<Settlement>,
+}
+
+#[async_trait]
+impl Hooks for Recorder {
+    fn notice(&self, notice: Notice) {
+        self.notices.lock().unwrap().push(notice);
+    }
+
+    fn log(&self, _record: LogRecord) {}
+
+    fn wants_received(&self) -> bool {
+        false
+    }
+
+    async fn received(&self, _message: &Message, _info: &DeliveryInfo) {}
+
+    async fn report(&self, report: Report) -> Option<Settlement> {
+        self.incidents.lock().unwrap().push(report.what);
+        self.answer
+    }
+
+    async fn control(&self, _method: &str, _arguments: Value) -> Option<Value> {
+        None
+    }
+}
+
+/// A backend that writes only what it has permits for.
+struct Gated {
+    gate: Semaphore,
+    written: Mutex<Vec<Record>>,
+}
+
+#[async_trait]
+impl ResultBackend for Gated {
+    fn address(&self) -> String {
+        "gated://".to_owned()
+    }
+
+    async fn store(&self, records: &[Record]) -> Vec<Result<(), BackendError>> {
+        for record in records {
+            self.gate.acquire().await.unwrap().forget();
+            self.written.lock().unwrap().push(record.clone());
+        }
+        records.iter().map(|_| Ok(())).collect()
+    }
+
+    async fn get(&self, _task_id: &str) -> Result<Option<Bytes>, BackendError> {
+        Ok(None)
+    }
+}
+
+/// A worker under test.
+struct Bench {
+    broker: MemoryBroker,
+    hooks: Arc<Recorder>,
+    backend: Arc<Gated>,
+    pool: Driver,
+    stop: CancellationToken,
+    worker: JoinHandle<Result<Exit, Error>>,
+}
+
+const QUEUE: &str = "celery";
+
+impl Bench {
+    async fn start(policy: TaskPolicy, slots: usize, answer: Option<Settlement>) -> Self {
+        let url = format!("memory://{}", unique("worker"));
+        let broker = MemoryBroker::open(&url);
+        let (running, pool) = scripted(slots).await;
+        let hooks = Arc::new(Recorder { answer, ..Recorder::default() });
+        let backend = Arc::new(Gated { gate: Semaphore::new(0), written: Mutex::default() });
+        let stop = CancellationToken::new();
+        let parts = Parts {
+            brokers: vec![Arc::new(MemoryBroker::open(&url))],
+            backend: Some(backend.clone()),
+            pool: running,
+            hooks: hooks.clone(),
+            stop: stop.clone(),
+            signals: false,
+        };
+        #[expect(clippy::disallowed_methods, reason = "the bench owns it and awaits its end")]
+        let worker = tokio::spawn(worker::run(config(url, policy, slots), parts));
+        Self { broker, hooks, backend, pool, stop, worker }
+    }
+
+    fn send(&self, id: &str) {
+        self.broker.publish(QUEUE, message(id));
+    }
+
+    fn send_with(&self, id: &str, headers: &Value) {
+        let mut message = message(id);
+        let mut all = message.headers.value().unwrap();
+        for (name, value) in headers.as_object().unwrap() {
+            all[name] = value.clone();
+        }
+        message.headers = Json::of(&all);
+        self.broker.publish(QUEUE, message);
+    }
+
+    async fn settled(&self) {
+        wait_until("everything is settled", async || {
+            self.broker.unsettled() == 0 && self.broker.waiting(QUEUE) == 0
+        })
+        .await;
+    }
+
+    async fn incident(&self) -> Incident {
+        wait_until("an incident is reported", async || !self.hooks.incidents.lock().unwrap().is_empty())
+            .await;
+        self.hooks.incidents.lock().unwrap().remove(0)
+    }
+
+    async fn stop(self) -> Exit {
+        self.stop.cancel();
+        self.worker.await.unwrap().unwrap()
+    }
+}
+
+fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
+    Config {
+        hostname: "celery@tests".to_owned(),
+        broker: BrokerConfig {
+            urls: vec![url],
+            transport_options: serde_json::Map::new(),
+            use_ssl: Value::Null,
+            heartbeat: None,
+            connection_timeout: None,
+            retry: true,
+            retry_on_startup: true,
+            max_retries: None,
+            failover_strategy: None,
+            login_method: None,
+        },
+        queues: vec![Queue::named(QUEUE)],
+        create_missing_queues: true,
+        backend: BackendConfig::default(),
+        pool: PoolConfig {
+            kind: "scripted".to_owned(),
+            concurrency: u32::try_from(slots).unwrap(),
+            max_tasks_per_child: None,
+            max_memory_per_child: None,
+            proc_alive_timeout: 4.0,
+        },
+        prefetch_multiplier: 4,
+        disable_prefetch: false,
+        eta_task_limit: None,
+        tasks: HashMap::from([("tasks.add".to_owned(), policy)]),
+        accept_content: vec!["application/json".to_owned()],
+        timezone: "UTC".to_owned(),
+        time_limit: None,
+        soft_time_limit: None,
+        shutdown: ShutdownConfig::default(),
+        control: None,
+        log_info: true,
+        log_debug: false,
+    }
+}
+
+fn early() -> TaskPolicy {
+    TaskPolicy { acks_on_failure: true, acks_on_timeout: true, ..TaskPolicy::default() }
+}
+
+fn late() -> TaskPolicy {
+    TaskPolicy { acks_late: true, ..early() }
+}
+
+fn record(id: &str) -> Record {
+    Record {
+        task_id: id.to_owned(),
+        state: "SUCCESS".to_owned(),
+        document: Bytes::from_static(b"{}"),
+        key: String::new(),
+        expires: None,
+        content_type: "application/json".to_owned(),
+        content_encoding: "utf-8".to_owned(),
+    }
+}
+
+fn lost() -> Outcome {
+    Outcome::WorkerLost { status: "signal 9 (SIGKILL)".to_owned() }
+}
+
+#[tokio::test]
+async fn an_early_acked_task_is_acknowledged_when_its_child_accepts_it_and_not_before() {
+    let mut bench = Bench::start(early(), 1, None).await;
+    bench.send("1");
+    let job = bench.pool.job().await;
+    assert_eq!((job.task_id.as_str(), job.acks_early), ("1", true));
+    assert_eq!(bench.broker.unsettled(), 1);
+    bench.pool.accept(&job).await;
+    bench.settled().await;
+    bench.pool.succeed(&job).await;
+    assert_eq!(bench.stop().await, Exit::default());
+}
+
+#[tokio::test]
+async fn a_late_acked_task_is_acknowledged_after_its_result_is_stored() {
+    let mut bench = Bench::start(late(), 1, None).await;
+    bench.send("1");
+    bench.send("2");
+    let job = bench.pool.job().await;
+    bench.pool.store(&job, record("1"), None).await;
+    bench.pool.succeed(&job).await;
+    // The slot is free before the result is written, the message is not settled before.
+    let next = bench.pool.job().await;
+    assert_eq!(bench.broker.unsettled(), 2);
+    bench.backend.gate.add_permits(1);
+    wait_until("the first is settled", async || bench.broker.unsettled() == 1).await;
+    bench.pool.succeed(&next).await;
+    bench.settled().await;
+    assert_eq!(bench.backend.written.lock().unwrap().len(), 1);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_child_that_waits_for_its_result_to_be_stored_is_told_when_it_is() {
+    let mut bench = Bench::start(late(), 1, None).await;
+    bench.send("1");
+    let job = bench.pool.job().await;
+    let store = StoreId { slot: 0, serial: 7 };
+    bench.pool.store(&job, record("1"), Some(store)).await;
+    bench.backend.gate.add_permits(1);
+    assert_eq!(bench.pool.stored().await, (store, None));
+    bench.pool.succeed(&job).await;
+    bench.settled().await;
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_lost_child_costs_its_task_a_failure_or_a_second_run_as_the_task_says() {
+    let mut bench = Bench::start(late(), 1, None).await;
+    bench.send("1");
+    let job = bench.pool.job().await;
+    bench.pool.end(&job, lost()).await;
+    assert!(matches!(bench.incident().await, Incident::WorkerLost { requeued: false, .. }));
+    bench.settled().await;
+    bench.stop().await;
+
+    let policy = TaskPolicy { reject_on_worker_lost: true, ..late() };
+    let mut bench = Bench::start(policy, 1, None).await;
+    bench.send("1");
+    let job = bench.pool.job().await;
+    bench.pool.end(&job, lost()).await;
+    assert!(matches!(bench.incident().await, Incident::WorkerLost { requeued: true, .. }));
+    let again = bench.pool.job().await;
+    assert_eq!(again.task_id, "1");
+    assert!(again.info.redelivered);
+    bench.pool.succeed(&again).await;
+    bench.settled().await;
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_report_may_override_how_the_message_is_settled() {
+    let policy = TaskPolicy { acks_on_failure: false, reject_on_worker_lost: true, ..late() };
+    let mut bench = Bench::start(policy, 1, Some(Settlement::Ack)).await;
+    bench.send("1");
+    let job = bench.pool.job().await;
+    bench.pool.end(&job, lost()).await;
+    bench.incident().await;
+    bench.settled().await;
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_whose_child_died_before_accepting_goes_to_another_child_once() {
+    let mut bench = Bench::start(early(), 1, None).await;
+    bench.send("1");
+    let first = bench.pool.job().await;
+    bench.pool.end(&first, lost()).await;
+    let second = bench.pool.job().await;
+    assert_eq!(second.task_id, "1");
+    assert!(bench.hooks.incidents.lock().unwrap().is_empty());
+    bench.pool.end(&second, lost()).await;
+    assert!(matches!(bench.incident().await, Incident::WorkerLost { .. }));
+    bench.settled().await;
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn bad_messages_are_reported_and_settled_once_and_the_queue_goes_on() {
+    let mut bench = Bench::start(early(), 1, None).await;
+    bench.send_with("1", &json!({"task": "tasks.unknown"}));
+    bench.send_with("2", &json!({"eta": "soon"}));
+    bench.send_with("3", &json!({"id": null}));
+    bench.send("4");
+    let job = bench.pool.job().await;
+    assert_eq!(job.task_id, "4");
+    bench.pool.accept(&job).await;
+    bench.pool.succeed(&job).await;
+    bench.settled().await;
+    assert!(matches!(bench.incident().await, Incident::Unknown { .. }));
+    assert!(matches!(bench.incident().await, Incident::Rejected { reason: Some(_) }));
+    assert!(matches!(bench.incident().await, Incident::Rejected { reason: Some(_) }));
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn an_expired_task_is_revoked_and_a_task_with_an_eta_waits_for_it() {
+    let iso = |seconds: f64| {
+        let nanos = ((clock::now() + seconds) * 1e9) as i128;
+        jiff::Timestamp::from_nanosecond(nanos).unwrap().to_string()
+    };
+    let mut bench = Bench::start(early(), 1, None).await;
+    bench.send_with("expired", &json!({"expires": iso(-1.0)}));
+    let due = clock::now() + 0.3;
+    bench.send_with("later", &json!({"eta": iso(0.3)}));
+    bench.send("now");
+    let first = bench.pool.job().await;
+    assert_eq!(first.task_id, "now");
+    bench.pool.accept(&first).await;
+    bench.pool.succeed(&first).await;
+    let second = bench.pool.job().await;
+    assert_eq!(second.task_id, "later");
+    assert!(clock::now() >= due - 0.01, "it ran before its eta");
+    bench.pool.accept(&second).await;
+    bench.pool.succeed(&second).await;
+    assert!(matches!(bench.incident().await, Incident::Revoked { expired: true, .. }));
+    bench.settled().await;
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn time_limits_count_from_the_start_and_the_message_wins_over_the_task() {
+    let policy = TaskPolicy { time_limit: Some(100.0), ..late() };
+    let mut bench = Bench::start(policy, 1, None).await;
+    bench.send_with("1", &json!({"timelimit": [0.1, 0.05]}));
+    let job = bench.pool.job().await;
+    assert_eq!(bench.pool.interrupt().await, (job.id, Interrupt::SoftLimit));
+    assert_eq!(bench.pool.interrupt().await, (job.id, Interrupt::HardLimit(0.1)));
+    bench.pool.end(&job, Outcome::TimedOut { limit: 0.1 }).await;
+    assert!(matches!(bench.incident().await, Incident::TimedOut { requeued: false, .. }));
+    bench.settled().await;
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_warm_stop_gives_back_what_has_not_started_in_order_and_lets_the_running_finish() {
+    let mut bench = Bench::start(early(), 1, None).await;
+    for id in ["1", "2", "3", "4"] {
+        bench.send(id);
+    }
+    let job = bench.pool.job().await;
+    bench.pool.accept(&job).await;
+    wait_until("all are fetched", async || bench.broker.waiting(QUEUE) == 0).await;
+    bench.stop.cancel();
+    wait_until("three went back", async || bench.broker.waiting(QUEUE) == 3).await;
+    assert!(!bench.worker.is_finished(), "it did not wait for the running task");
+    bench.pool.succeed(&job).await;
+    let exit = bench.worker.await.unwrap().unwrap();
+    assert_eq!(exit, Exit::default());
+    assert_eq!(bench.broker.unsettled(), 0);
+    assert_eq!(bench.broker.waiting(QUEUE), 3);
+}
