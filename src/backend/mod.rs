@@ -3,6 +3,12 @@
 //! The meta document is encoded where the task ran (by Celery's own backend object in a Python child, by
 //! [`crate::protocol::result`] for native tasks); here it is bytes with an id, a state and a time to live.
 
+pub mod disabled;
+pub mod document;
+pub mod file;
+pub mod memory;
+
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +35,18 @@ pub struct Record {
     pub content_type: String,
     /// Encoding of the document.
     pub content_encoding: String,
+}
+
+impl Record {
+    /// Where the document goes in a key/value store.
+    pub fn key(&self) -> Cow<'_, str> {
+        if self.key.is_empty() { Cow::Owned(key_of(&self.task_id)) } else { Cow::Borrowed(&self.key) }
+    }
+}
+
+/// Celery's key of a task's result, without any prefix of the configuration.
+pub fn key_of(task_id: &str) -> String {
+    format!("celery-task-meta-{task_id}")
 }
 
 /// A kind of backend at one address.
@@ -76,6 +94,13 @@ pub struct BackendConfig {
 /// # Errors
 /// When the scheme is ours and the address is wrong.
 pub fn by_url(config: &BackendConfig) -> Result<Option<Arc<dyn ResultBackend>>, BackendError> {
-    let _ = config;
-    Ok(None)
+    if config.url.is_empty() {
+        return Ok(Some(Arc::new(disabled::DisabledBackend)));
+    }
+    match config.url.split_once(':').map_or(config.url.as_str(), |(scheme, _)| scheme) {
+        "disabled" => Ok(Some(Arc::new(disabled::DisabledBackend))),
+        "file" => Ok(Some(Arc::new(file::FileBackend::open(&config.url)?))),
+        "memory" => Ok(Some(Arc::new(memory::MemoryBackend::open(&config.url)))),
+        _ => Ok(None),
+    }
 }

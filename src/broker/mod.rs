@@ -5,10 +5,8 @@
 //! to it. A session that ends drops its event sender: `events.recv()` gives `None` after a last
 //! [`Event::Lost`]. Connecting again, back-off and the failover list are in [`reconnect`], once for all.
 
-<<<<<<< HEAD
-pub mod filesystem;
-=======
 pub mod amqp;
+pub mod filesystem;
 pub mod memory;
 pub mod reconnect;
 pub mod topology;
