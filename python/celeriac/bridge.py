@@ -16,6 +16,7 @@ from celery import signals
 from celery.utils.debug import cry
 
 from celeriac import _core
+from celeriac.commands import Commands
 from celeriac.incidents import Incidents
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Hooks:
         return self.commands.run(method, json.loads(arguments))
 
 
-def say(message: str, stream: Any) -> None:
+def say(message: Any, stream: Any) -> None:
     """Write to the terminal, past logging and whatever stdout was replaced by."""
     if stream is not None:
         try:

@@ -32,6 +32,7 @@ from kombu.exceptions import ContentDisallowed
 from kombu.utils import json
 from kombu.utils.encoding import safe_repr, safe_str
 
+from celeriac import backends
 from celeriac._core import ChildPipe
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ def main(plan: Plan, number: int, index: int, descriptor: int) -> int:
 
 
 def _prefork(plan: Plan, number: int, index: int, descriptor: int) -> int:
-    # Billiard's own process object does what it does in Celery: name and index that logs and user code read, stdin
-    # from /dev/null, fresh logging locks, after-fork hooks of the app and its pools.
+    # Billiard's own process object does what it does in Celery: name and index that logs and user code read,
+    # stdin from /dev/null, fresh logging locks, after-fork hooks of the app and its pools.
     process = billiard.get_context("fork").Process(
         target=_prefork_body, args=(plan, descriptor), name=f"ForkPoolWorker-{number}"
     )
@@ -72,6 +73,7 @@ def _prefork_body(plan: Plan, descriptor: int) -> None:
     for name in ("SIGQUIT", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     pipe = ChildPipe(descriptor, watch_memory=plan.watch_memory)
+    writer = backends.install(plan.app, pipe) if plan.native_results else None
     status: int | None = EX_FAILURE
     try:
         prefork.process_initializer(plan.app, plan.hostname)
@@ -79,7 +81,7 @@ def _prefork_body(plan: Plan, descriptor: int) -> None:
         signal.signal(signal.SIGUSR1, _on_soft_limit)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         pipe.up()
-        status = Lane(plan, pipe).run()
+        status = Lane(plan, pipe, writer).run()
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else EX_FAILURE
         raise
@@ -102,6 +104,7 @@ def _in_main_process(plan: Plan, descriptor: int) -> int:
     platforms.set_mp_process_title("celeryd", hostname=plan.hostname)
     pipe = ChildPipe(descriptor, watch_memory=plan.watch_memory)
     app = plan.app
+    writer = backends.install(app, pipe) if plan.native_results else None
     _set_task_join_will_block(True)
     for name, task in app.tasks.items():
         task.__trace__ = trace.build_tracer(name, task, app.loader, plan.hostname, app=app)
@@ -110,17 +113,17 @@ def _in_main_process(plan: Plan, descriptor: int) -> int:
     try:
         pipe.up()
         if plan.lanes == 1:
-            return Lane(plan, pipe).run()
-        return _run_threads(plan, pipe)
+            return Lane(plan, pipe, writer).run()
+        return _run_threads(plan, pipe, writer)
     finally:
         _run_exit_hooks()
 
 
-def _run_threads(plan: Plan, pipe: ChildPipe) -> int:
+def _run_threads(plan: Plan, pipe: ChildPipe, writer: backends.Writer | None) -> int:
     status = [EX_OK]
 
     def run() -> None:
-        status[0] = max(status[0], Lane(plan, pipe).run())
+        status[0] = max(status[0], Lane(plan, pipe, writer).run())
 
     threads = [
         threading.Thread(target=run, name=f"ThreadPoolExecutor-0_{lane}", daemon=True)
@@ -156,9 +159,10 @@ def _on_soft_limit(signum: int, frame: object) -> None:
 class Lane:
     """Runs one job after the other."""
 
-    def __init__(self, plan: Plan, pipe: ChildPipe) -> None:
+    def __init__(self, plan: Plan, pipe: ChildPipe, writer: backends.Writer | None) -> None:
         self.plan = plan
         self.pipe = pipe
+        self.writer = writer
         self.tasks = plan.app.tasks
         self.accept = serialization.prepare_accept_content(plan.app.conf.accept_content)
 
@@ -201,18 +205,25 @@ class Lane:
         except KeyError:
             pipe.malformed(number, f"task {name!r} is not registered in the child")
             return None
-        if acks_early:
-            pipe.accepted(number)
         request.update(
             {"args": args, "kwargs": kwargs, "hostname": self.plan.hostname, "is_eager": False}, **embed
         )
+        if self.writer:
+            current = self.writer.job
+            current.number, current.task, current.uuid = number, task, uuid
         try:
+            # From the acceptance on: that is when the soft limit begins to run.
             _interruptible = True
+            if acks_early:
+                pipe.accepted(number)
             retval, info, runtime, retstr = task.__trace__(uuid, args, kwargs, request)
             _interruptible = False
         except BaseException as exc:
             _interruptible = False
             return self.escaped(number, task, request, exc)
+        finally:
+            if self.writer:
+                self.writer.job.number = 0
         if info is None and not isinstance(retval, ExceptionInfo):
             pipe.succeeded(number, str(retstr), runtime or 0.0)
             return None

@@ -1,8 +1,8 @@
 """The first door: the `celeriac` command.
 
-Rust reads the command line (`src/cli`): help, complaints and refusals are ours. What it passes goes through Celery's
-own `worker` command, of whatever version is installed, so that defaults, settings, privileges and the app's own
-options follow its rules. Every other command line is Celery's, unchanged.
+Rust reads the command line (`src/cli`): help, complaints and refusals are ours. What it passes goes through
+Celery's own `worker` command, of whatever version is installed, so that defaults, settings, privileges and
+the app's own options follow its rules. Every other command line is Celery's, unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from celery.exceptions import ImproperlyConfigured
 
 from celeriac import _core, seam
 
-#: Set to its own pid in a process that has detached: it must not detach again, nor may its children be mistaken.
+#: Set to its own pid in a process that has detached, which must not detach again.
 DETACHED = "CELERIAC_DETACHED"
 
 PROGRAM = "celeriac"
@@ -95,9 +95,7 @@ def _run(line: dict[str, Any]) -> int:
     context = _load_app(options, line["command"])
     app = context.obj.app
     parsed = _read(
-        _core.parse_command(
-            line["command"], line["arguments"], _environment(), json.dumps(_options_of(app))
-        )
+        _core.parse_command(line["command"], line["arguments"], _environment(), json.dumps(_options_of(app)))
     )
     # Read again by the options of Celery's command: they know the defaults, the settings and the app's own.
     words = [word for word in line["arguments"] if word != "--json"]
@@ -109,8 +107,14 @@ def _run(line: dict[str, Any]) -> int:
     _refuse_other_worker(app)
     _detach_once(context)
     with context:
-        context.invoke(context.command.callback, **context.params)
+        context.invoke(_callback(context), **context.params)
     return 0
+
+
+def _callback(context: click.Context) -> Callable[..., Any]:
+    callback = context.command.callback
+    assert callback is not None, "Celery's commands have one"
+    return callback
 
 
 def _load_app(options: dict[str, Any], command: str) -> click.Context:
@@ -120,9 +124,11 @@ def _load_app(options: dict[str, Any], command: str) -> click.Context:
 
     parent = click.Context(group, info_name=PROGRAM, auto_envvar_prefix="CELERY")
     parent.invoked_subcommand = command
-    values = {param.name: options.get(param.name) for param in group.params if param.name and param.expose_value}
+    values = {
+        param.name: options.get(param.name) for param in group.params if param.name and param.expose_value
+    }
     with parent:
-        parent.invoke(group.callback, **values)
+        parent.invoke(_callback(parent), **values)
     # Named for Celery's `worker`: the names of environment variables and settings are made from it.
     return click.Context(worker, info_name="worker", parent=parent)
 
@@ -147,8 +153,8 @@ def _refuse_other_worker(app: celery.Celery) -> None:
 
     if not (isinstance(app.Worker, type) and issubclass(app.Worker, Worker)):
         raise click.UsageError(
-            f"{type(app).__qualname__} defines a worker of its own ({app.Worker!r}), which celeriac would not run: "
-            "remove it, or run `celery worker`."
+            f"{type(app).__qualname__} defines a worker of its own ({app.Worker!r}), which celeriac would "
+            "not run: remove it, or run `celery worker`."
         )
 
 

@@ -1,7 +1,7 @@
 """What the core is told: the app's settings as the JSON that `src/config` reads, durations in seconds.
 
-Built once, after `celeryd_after_setup`, when nothing changes any more. What cannot be said in JSON cannot be hosted
-natively; the ladder says what then.
+Built once, after `celeryd_after_setup`, when nothing changes any more. What cannot be said in JSON cannot be
+hosted natively; the ladder says what then.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def build(worker: Worker) -> dict[str, Any]:
         "prefetch_multiplier": max(worker.prefetch_multiplier, 0),
         "disable_prefetch": bool(conf.get("worker_disable_prefetch")),
         "eta_task_limit": conf.get("worker_eta_task_limit"),
-        "tasks": {name: task_policy(task, rates=not worker.disable_rate_limits) for name, task in app.tasks.items()},
+        "tasks": {
+            name: task_policy(task, rates=not worker.disable_rate_limits) for name, task in app.tasks.items()
+        },
         "accept_content": accept_content(conf.accept_content),
         "timezone": timezone(app),
         "time_limit": worker.time_limit,
@@ -62,11 +64,11 @@ def wants_lines(level: int) -> bool:
     return any(logging.getLogger(name).isEnabledFor(level) for name in TASK_LOGGERS)
 
 
-# -- broker ------------------------------------------------------------------------------------------------------
+# --- broker ---
 
 
 def broker(app: Celery) -> dict[str, Any]:
-    """`BrokerConfig`. A value that JSON cannot hold is left to the Python bridge, which has the app itself."""
+    """`BrokerConfig`. What JSON cannot hold is left to the Python bridge, which has the app itself."""
     conf = app.conf
     retry_on_startup = conf.broker_connection_retry_on_startup
     strategy = conf.broker_failover_strategy
@@ -77,7 +79,9 @@ def broker(app: Celery) -> dict[str, Any]:
         "heartbeat": conf.broker_heartbeat,
         "connection_timeout": conf.broker_connection_timeout,
         "retry": bool(conf.broker_connection_retry),
-        "retry_on_startup": bool(conf.broker_connection_retry if retry_on_startup is None else retry_on_startup),
+        "retry_on_startup": bool(
+            conf.broker_connection_retry if retry_on_startup is None else retry_on_startup
+        ),
         "max_retries": conf.broker_connection_max_retries,
         "failover_strategy": strategy if isinstance(strategy, str) else None,
         "login_method": conf.broker_login_method,
@@ -89,15 +93,20 @@ def broker_urls(app: Celery) -> list[str]:
     configured = app.conf.broker_read_url
     connection = app.connection_for_read()
     addresses = list(connection.alt) or [configured]
-    return [_completed(str(address), app) if address and "://" in address else _from_parts(connection) for address in addresses]
+    return [
+        _completed(str(address), app) if address and "://" in address else _from_parts(connection)
+        for address in addresses
+    ]
 
 
 def _from_parts(connection: Any) -> str:
     """The address of a connection that was not given as a URL."""
     info = connection.info()
     scheme = info["transport"] if isinstance(info["transport"], str) else connection.transport.driver_type
-    return f"{scheme}://" + _authority(info["userid"], info["password"], info["hostname"], info["port"]) + _path(
-        info["virtual_host"]
+    return (
+        f"{scheme}://"
+        + _authority(info["userid"], info["password"], info["hostname"], info["port"])
+        + _path(info["virtual_host"])
     )
 
 
@@ -115,7 +124,9 @@ def _completed(address: str, app: Celery) -> str:
     query = "?" + address.split("?", 1)[1] if "?" in address else ""
     user = parts.username or conf.broker_user
     password = parts.password or conf.broker_password
-    authority = _authority(user, password if isinstance(password, str) else None, parts.hostname, parts.port or conf.broker_port)
+    authority = _authority(
+        user, password if isinstance(password, str) else None, parts.hostname, parts.port or conf.broker_port
+    )
     return f"{parts.scheme}://{authority}{_path(parts.path or conf.broker_vhost)}{query}"
 
 
@@ -133,7 +144,10 @@ def tls(value: Any) -> Any:
     `CERT_NONE`, `CERT_OPTIONAL` or `CERT_REQUIRED`."""
     if not isinstance(value, Mapping):
         return bool(value)
-    return {name: _verification(option) if name.endswith("cert_reqs") else _plain(option) for name, option in value.items()}
+    return {
+        name: _verification(option) if name.endswith("cert_reqs") else _plain(option)
+        for name, option in value.items()
+    }
 
 
 def _verification(value: Any) -> Any:
@@ -143,7 +157,7 @@ def _verification(value: Any) -> Any:
     return ssl.VerifyMode(value).name if value is not None else None
 
 
-# -- queues ------------------------------------------------------------------------------------------------------
+# --- queues ---
 
 
 def queue(entity: Queue) -> dict[str, Any]:
@@ -203,10 +217,12 @@ def _arguments(arguments: Mapping[str, Any] | None, entity: Queue | Exchange) ->
     try:
         return {str(name): _plain(value) for name, value in (arguments or {}).items()}
     except TypeError as error:
-        raise ladder.Refused([f"{entity.name}: an argument of its declaration is {error}, which cannot be sent."]) from None
+        raise ladder.Refused(
+            [f"{entity.name}: an argument of its declaration is {error}, which cannot be sent."]
+        ) from None
 
 
-# -- tasks -------------------------------------------------------------------------------------------------------
+# --- tasks ---
 
 
 def task_policy(task: Task, *, rates: bool = True) -> dict[str, Any]:
@@ -231,7 +247,9 @@ def rate_limit(task: Task) -> float | None:
     try:
         limit: float = rate(task.rate_limit)
     except (ValueError, KeyError):
-        raise ladder.Refused([f"task {task.name}: rate_limit {task.rate_limit!r} is not like '10/m'."]) from None
+        raise ladder.Refused(
+            [f"task {task.name}: rate_limit {task.rate_limit!r} is not like '10/m'."]
+        ) from None
     return limit or None
 
 
@@ -246,7 +264,7 @@ def accept_content(configured: Iterable[str] | None) -> list[str]:
     return sorted(prepare_accept_content(configured))
 
 
-# -- the rest ----------------------------------------------------------------------------------------------------
+# --- the rest ---
 
 
 def backend(app: Celery) -> dict[str, Any]:

@@ -48,7 +48,11 @@ def main(app: Celery, context: click.Context, *, as_json: bool) -> int:
 
 def examine(app: Celery, options: Mapping[str, Any]) -> dict[str, Any]:
     """The report as data."""
-    keep = {name: value for name, value in options.items() if name not in {"detach", "loglevel", "logfile", "pidfile", "purge"}}
+    keep = {
+        name: value
+        for name, value in options.items()
+        if name not in {"detach", "loglevel", "logfile", "pidfile", "purge"}
+    }
     worker = app.subclass_with_self(Patient, name="Worker")(loglevel="ERROR", quiet=True, **keep)
     worker.refuse(ladder.refused_queues(worker))
     refused = worker.refused

@@ -1,7 +1,7 @@
 """Which rung of the ladder each concern of an app is on, and what cannot be hosted at all.
 
-Decided once, at start, from the app; the worker acts on it and `celeriac doctor` shows it. Each decision is made
-here and nowhere else.
+Decided once, at start, from the app; the worker acts on it and `celeriac doctor` shows it. Each decision is
+made here and nowhere else.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ WITHOUT_EFFECT = {
 
 
 class Refused(ImproperlyConfigured, click.ClickException):  # type: ignore[misc]
-    """The app or the command line asks for what celeriac cannot do. Exit status 2, like other usage errors."""
+    """The app or the command line asks for what celeriac cannot do. Exit status 2, like other usage
+    errors."""
 
     exit_code = 2
 
@@ -65,7 +66,7 @@ class Decision:
     reasons: list[str] = field(default_factory=list)
 
 
-# -- the rungs ---------------------------------------------------------------------------------------------------
+# --- the rungs ---
 
 
 def concerns(worker: Worker) -> list[Decision]:
@@ -110,7 +111,7 @@ def broker(app: Celery) -> Decision:
 def backend(app: Celery) -> Decision:
     """Native where the supervisor may write results itself."""
     try:
-        from celeriac import backends
+        from celeriac import backends  # type: ignore[attr-defined]
     except ImportError:
         return Decision("result backend", "python", ["Celery writes results in the child"])
     native, reason = backends.decide(app)
@@ -118,7 +119,11 @@ def backend(app: Celery) -> Decision:
 
 
 def _content(app: Celery) -> Decision:
-    return Decision("content", "python", ["kombu decodes in the child: " + ", ".join(sorted(app.conf.accept_content or ["any"]))])
+    return Decision(
+        "content",
+        "python",
+        ["kombu decodes in the child: " + ", ".join(sorted(app.conf.accept_content or ["any"]))],
+    )
 
 
 def _execution(app: Celery) -> Decision:
@@ -159,7 +164,17 @@ def tasks(worker: Worker) -> list[Decision]:
 
 
 #: What a task class may override and the tracer then calls.
-HOOKS = ("__call__", "before_start", "on_success", "on_failure", "on_retry", "after_return", "apply_async", "retry", "replace")
+HOOKS = (
+    "__call__",
+    "before_start",
+    "on_success",
+    "on_failure",
+    "on_retry",
+    "after_return",
+    "apply_async",
+    "retry",
+    "replace",
+)
 
 
 def _peculiarities(task: Task) -> list[str]:
@@ -184,12 +199,16 @@ def receivers(signal: Any) -> list[str]:
     return [name_of(receiver) for receiver in signal._live_receivers(None)] if signal.receivers else []
 
 
-# -- what cannot be hosted ---------------------------------------------------------------------------------------
+# --- what cannot be hosted ---
 
 
 def refused_options(options: Mapping[str, Any]) -> list[str]:
     """Keyword arguments of the worker that cannot be served; both doors come through here."""
-    plain = {name: value for name, value in options.items() if isinstance(value, (str, int, float, list, tuple, bool))}
+    plain = {
+        name: value
+        for name, value in options.items()
+        if isinstance(value, (str, int, float, list, tuple, bool))
+    }
     reason = _core.refuse_options(json.dumps(plain))
     return [reason] if reason else []
 
@@ -209,29 +228,33 @@ def pool_kind(pool_class: Any) -> str | None:
 def _refused_settings(worker: Worker) -> Iterator[str]:
     conf = worker.app.conf
     if pool_kind(worker.pool_cls) is None:
-        yield f"the pool {name_of(worker.pool_cls)} is not one of celeriac's (prefork, threads, solo): {RUN_CELERY}."
+        yield f"the pool {name_of(worker.pool_cls)} is not prefork, threads or solo: {RUN_CELERY}."
     if name_of(worker.consumer_cls) != DEFAULT_CONSUMER:
         yield f"worker_consumer is {name_of(worker.consumer_cls)}, which celeriac does not run: {RUN_CELERY}."
     if conf.get("worker_agent"):
         yield f"worker_agent is {name_of(conf.worker_agent)}, which celeriac does not run: {RUN_CELERY}."
     if getattr(worker, "pool_start_method", None) == "spawn":
-        yield "worker_pool_start_method is 'spawn', which is not supported by celeriac yet: remove it, or " + RUN_CELERY + "."
+        yield (
+            "worker_pool_start_method is 'spawn', which is not supported by celeriac yet: remove it, or "
+            + RUN_CELERY
+            + "."
+        )
 
 
 def _refused_tasks(worker: Worker) -> Iterator[str]:
     for name, task in sorted(worker.app.tasks.items()):
-        if name_of(task.Strategy) != DEFAULT_STRATEGY:
-            yield f"task {name} has a Strategy of its own ({name_of(task.Strategy)}), which celeriac does not run: {RUN_CELERY}."
-        if name_of(task.Request) != DEFAULT_REQUEST:
-            yield f"task {name} has a Request class of its own ({name_of(task.Request)}), which celeriac does not run: {RUN_CELERY}."
+        for attribute, usual in (("Strategy", DEFAULT_STRATEGY), ("Request", DEFAULT_REQUEST)):
+            own = name_of(getattr(task, attribute))
+            if own != usual:
+                yield f"task {name} sets {attribute} to {own}, which celeriac does not run: {RUN_CELERY}."
 
 
 def _refused_steps(worker: Worker) -> Iterator[str]:
     for step in consumer_steps(worker.app):
         if issubclass(step, bootsteps.ConsumerStep):
             yield (
-                f"the boot step {name_of(step)} consumes messages of its own, which is not supported by celeriac yet: "
-                f"{RUN_CELERY}."
+                f"the boot step {name_of(step)} consumes messages of its own, which is not supported by "
+                f"celeriac yet: {RUN_CELERY}."
             )
 
 
@@ -248,7 +271,7 @@ def consumer_steps(app: Any) -> list[type]:
     """The app's own consumer boot steps, by name."""
     from kombu.utils.imports import symbol_by_name
 
-    return sorted((symbol_byname_of(step) for step in app.steps["consumer"]), key=name_of)
+    return sorted((symbol_by_name(step) for step in app.steps["consumer"]), key=name_of)
 
 
 def settings_without_effect(worker: Worker) -> list[str]:

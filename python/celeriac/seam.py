@@ -1,7 +1,8 @@
 """The second door: `celery worker` itself, for every unit file and chart that already says so.
 
-The `celery` command imports each entry point of the group `celery.commands` before it runs anything, this module
-among them. With ``CELERIAC=1`` in the environment it makes `Celery.Worker` ours; without it nothing is changed.
+The `celery` command imports each entry point of the group `celery.commands` before it runs anything, this
+module among them. With ``CELERIAC=1`` in the environment it makes `Celery.Worker` ours; without it nothing is
+changed.
 """
 
 from __future__ import annotations

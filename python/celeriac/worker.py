@@ -1,8 +1,8 @@
 """`celeriac.worker.Worker`: Celery's own worker program with a core of ours.
 
-Start-up (settings, signals, logging, banner, pidfile, queues, boot steps) is Celery's code, of whatever version is
-installed. Two of its boot steps are replaced: `Pool`, which here only stands for the pool that Rust runs, and
-`Consumer`, the last one, which runs the Rust core until the worker ends.
+Start-up (settings, signals, logging, banner, pidfile, queues, boot steps) is Celery's code, of whatever
+version is installed. Its boot steps are kept but for `Pool`, which here only stands for the pool that Rust
+runs, and `Consumer`, the last one, which runs the Rust core until the worker ends.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from celery.utils.nodenames import node_format
 from celery.worker import components
 from celery.worker.consumer import Consumer
 
-from celeriac import config, ladder
+from celeriac import config, ladder, zygote
 
 #: Exit status of a worker whose app asks for what celeriac cannot do; as for other usage errors.
 EX_REFUSED = 2
@@ -106,7 +106,7 @@ class ConsumerStandIn:
             self.connection = self.app.connection_for_read()
 
     def ready(self) -> None:
-        """The core consumes: the first time the app's consumer steps are started and `worker_ready` is sent."""
+        """The core consumes: the first time the app's steps are started and `worker_ready` is sent."""
         if self._was_ready:
             return
         self._was_ready = True
@@ -197,6 +197,7 @@ class ConsumerStep(components.Consumer):  # type: ignore[misc]
             raise w.stopped_early()
         from celeriac import bridge
 
+        assert w.zygote is not None, "forked in on_start"
         ended = bridge.run(w, w.zygote)
         if ended.restart:
             # Celery's own way of restarting on SIGHUP: at exit this process becomes a new worker.
@@ -210,11 +211,11 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
     #: Configuration of the core, as `celeriac.config.build` makes it; there once the queues are known.
     core_config: dict[str, Any] | None = None
     #: What `celeriac.zygote.start` gave.
-    zygote: Any = None
+    zygote: zygote.Zygote | None = None
     #: Signals that came before the core listened, in order; the bridge hands them to it.
     early_signals: list[str]
 
-    class Blueprint(apps_worker.Worker.Blueprint):  # type: ignore[misc,name-defined]
+    class Blueprint(apps_worker.Worker.Blueprint):  # type: ignore[misc]
         """Celery's worker steps and the app's, with ours in the place of three."""
 
         replaced = MappingProxyType(
@@ -266,8 +267,6 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         without_effect = ladder.settings_without_effect(self)
         if without_effect:
             logger.warning("Settings without effect in celeriac yet: %s.", ", ".join(without_effect))
-        from celeriac import zygote
-
         self.zygote = zygote.start(zygote.Plan.of(self.app, self.hostname, self.core_config))
         TimerStep.release(self.timer)
         for name in EARLY_SIGNALS:

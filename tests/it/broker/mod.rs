@@ -3,9 +3,12 @@
 //! A broker joins by implementing [`Harness`] in a file here and adding one line to the list below. A check
 //! that a broker cannot have by its [`Capabilities`](celeriac::broker::Capabilities) returns at once.
 
+pub(crate) mod amqp;
 mod checks;
-mod client;
+pub(crate) mod client;
+mod filesystem;
 mod memory;
+mod redis;
 
 use std::sync::Arc;
 
@@ -127,3 +130,6 @@ pub(crate) const GARBAGE: &[&str] = &[
 ];
 
 checks::run!(on_memory: memory::MemoryHarness);
+checks::run!(on_redis: redis::RedisHarness);
+checks::run!(on_amqp: amqp::AmqpHarness);
+checks::run!(on_filesystem: filesystem::FilesystemHarness);

@@ -1,0 +1,158 @@
+"""Fixtures: servers for the session, and stages with either worker on them."""
+
+import importlib.util
+import itertools
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from support.servers import Memcached, RabbitMq, Redis
+from support.stage import Stage
+from support.worker import COMMANDS
+
+# The worker that is copied, and the one that copies it.
+ORIGINAL, OURS = "celery", "celeriac"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--workers",
+        default="",
+        help="which workers to test, with commas: celery, celeriac (default: all installed)",
+    )
+
+
+def installed():
+    """Kinds of worker that can be started here."""
+    ours = "CELERIAC_COMMAND" in os.environ or importlib.util.find_spec("celeriac") is not None
+    if not ours and os.environ.get("CI") == "true":
+        pytest.exit("celeriac is not installed in this environment")
+    return [ORIGINAL, OURS] if ours else [ORIGINAL]
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "ours: only for celeriac, because the original is wrong here")
+    chosen = config.getoption("--workers")
+    config.stash[KINDS] = chosen.split(",") if chosen else installed()
+    unknown = set(config.stash[KINDS]) - set(COMMANDS)
+    if unknown:
+        raise pytest.UsageError(f"--workers: {', '.join(sorted(unknown))}")
+
+
+KINDS = pytest.StashKey[list]()
+
+
+def pytest_generate_tests(metafunc):
+    if "kind" in metafunc.fixturenames:
+        kinds = metafunc.config.stash[KINDS]
+        if metafunc.definition.get_closest_marker("ours"):
+            kinds = [kind for kind in kinds if kind == OURS]
+        metafunc.parametrize("kind", kinds)
+
+
+# ---- servers
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory):
+    with Redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server(tmp_path_factory):
+    with RabbitMq(tmp_path_factory.mktemp("rabbitmq")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def memcached_server(tmp_path_factory):
+    with Memcached(tmp_path_factory.mktemp("memcached")) as server:
+        yield server
+
+
+# ---- stages
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def stage_on(request, tmp_path):
+    """Makes a stage: `stage_on(kind, broker="redis", backend="redis", **conf)`; closed after the test."""
+    stages = []
+
+    def make(kind, broker="redis", backend="redis", **conf):
+        number = next(_numbers)
+        folder = tmp_path / f"{kind}-{number}"
+        folder.mkdir()
+        urls = {}
+
+        def url(name):
+            """Each server is started when the first test asks for it."""
+            if name not in urls:
+                match name:
+                    case "redis":
+                        server = request.getfixturevalue("redis_server")
+                        server.client().flushall()
+                        urls[name] = server.url
+                    case "amqp":
+                        urls[name] = request.getfixturevalue("rabbitmq_server").url
+                    case "memcached":
+                        urls[name] = request.getfixturevalue("memcached_server").url
+                    case "file":
+                        (folder / "results").mkdir()
+                        urls[name] = f"file://{folder}/results"
+                    case "filesystem":
+                        urls[name] = "filesystem://"
+                        for part in ("queue", "control"):
+                            (folder / part).mkdir()
+                        conf.setdefault(
+                            "broker_transport_options",
+                            {
+                                "data_folder_in": f"{folder}/queue",
+                                "data_folder_out": f"{folder}/queue",
+                                "control_folder": f"{folder}/control",
+                            },
+                        )
+                    case "sqlite":
+                        urls[name] = f"db+sqlite:///{folder}/results.db"
+                    case other:
+                        urls[name] = other
+            return urls[name]
+
+        stage = Stage(kind, folder, url(broker), url(backend), f"q{number}", conf)
+        stages.append(stage)
+        return stage
+
+    yield make
+    for stage in stages:
+        stage.close()
+
+
+@pytest.fixture
+def alike(request, stage_on):
+    """Plays one scenario under each worker and compares what was observed; returns what the original showed.
+
+    The scenario gets a stage and returns plain data; with one kind in --workers nothing is compared.
+    """
+
+    def compare(scenario, broker="redis", backend="redis", **conf):
+        seen = {}
+        for kind in request.config.stash[KINDS]:
+            stage = stage_on(kind, broker, backend, **conf)
+            try:
+                seen[kind] = scenario(stage)
+            except BaseException as error:
+                error.add_note(f"under {kind}:\n{stage.logs()}") if hasattr(error, "add_note") else None
+                raise
+            finally:
+                stage.close()
+        if len(seen) == 2:
+            assert seen[OURS] == seen[ORIGINAL]
+        return next(iter(seen.values()))
+
+    return compare

@@ -1,0 +1,40 @@
+"""Worker logs, made comparable: what differs from run to run is replaced by a word."""
+
+import re
+
+UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+
+HEAD = re.compile(
+    r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}: (?P<level>[A-Z]+)/(?P<process>[\w-]+)\] (?P<text>.*)$"
+)
+
+REPLACEMENTS = [
+    (re.compile(UUID), "<id>"),
+    (re.compile(r"succeeded in [\d.e-]+s"), "succeeded in <time>s"),
+    (re.compile(r"pid:\d+"), "pid:<pid>"),
+    (re.compile(r"ForkPoolWorker-\d+"), "ForkPoolWorker-<n>"),
+    (re.compile(r"Job: \d+"), "Job: <n>"),
+    (re.compile(r"0x[0-9a-f]+"), "<address>"),
+    (re.compile(r"127\.0\.0\.1:\d+"), "<server>"),
+    (re.compile(r"\bq\d+\b"), "<queue>"),
+]
+
+
+def plain(text):
+    for pattern, word in REPLACEMENTS:
+        text = pattern.sub(word, text)
+    return text
+
+
+def lines(log):
+    """(level, process, text) of each record; lines that follow a record belong to it and are left out."""
+    found = []
+    for line in log.splitlines():
+        if match := HEAD.match(line):
+            found.append((match["level"], plain(match["process"]), plain(match["text"])))
+    return found
+
+
+def lines_of_task(log, task_id):
+    """The records that name the task, in order."""
+    return [line for raw in log.splitlines() if task_id in raw for line in lines(raw)]
