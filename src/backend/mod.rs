@@ -3,6 +3,8 @@
 //! The meta document is encoded where the task ran (by Celery's own backend object in a Python child, by
 //! [`crate::protocol::result`] for native tasks); here it is bytes with an id, a state and a time to live.
 
+pub mod rpc;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::Deserialize;
 
+use crate::broker::BrokerConfig;
 use crate::error::BackendError;
 
 /// One result to be written.
@@ -71,11 +74,16 @@ pub struct BackendConfig {
     pub persistent: bool,
 }
 
-/// The backend for an address, where it is spoken natively.
+/// The backend for an address, where it is spoken natively. `rpc://` goes over the broker.
 ///
 /// # Errors
 /// When the scheme is ours and the address is wrong.
-pub fn by_url(config: &BackendConfig) -> Result<Option<Arc<dyn ResultBackend>>, BackendError> {
-    let _ = config;
-    Ok(None)
+pub fn by_url(
+    config: &BackendConfig,
+    broker: &BrokerConfig,
+) -> Result<Option<Arc<dyn ResultBackend>>, BackendError> {
+    match config.url.split_once("://").map_or(config.url.as_str(), |(scheme, _)| scheme) {
+        "rpc" => Ok(rpc::Rpc::new(config, broker)?.map(|rpc| Arc::new(rpc) as Arc<dyn ResultBackend>)),
+        _ => Ok(None),
+    }
 }

@@ -6,7 +6,9 @@
 pub(crate) mod amqp;
 mod checks;
 pub(crate) mod client;
+mod filesystem;
 mod memory;
+mod redis;
 
 use std::sync::Arc;
 
@@ -128,4 +130,6 @@ pub(crate) const GARBAGE: &[&str] = &[
 ];
 
 checks::run!(on_memory: memory::MemoryHarness);
+checks::run!(on_redis: redis::RedisHarness);
 checks::run!(on_amqp: amqp::AmqpHarness);
+checks::run!(on_filesystem: filesystem::FilesystemHarness);
