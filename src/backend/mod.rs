@@ -3,6 +3,7 @@
 //! The meta document is encoded where the task ran (by Celery's own backend object in a Python child, by
 //! [`crate::protocol::result`] for native tasks); here it is bytes with an id, a state and a time to live.
 
+pub mod redis;
 pub mod rpc;
 
 use std::sync::Arc;
@@ -84,6 +85,6 @@ pub fn by_url(
 ) -> Result<Option<Arc<dyn ResultBackend>>, BackendError> {
     match config.url.split_once("://").map_or(config.url.as_str(), |(scheme, _)| scheme) {
         "rpc" => Ok(rpc::Rpc::new(config, broker)?.map(|rpc| Arc::new(rpc) as Arc<dyn ResultBackend>)),
-        _ => Ok(None),
+        _ => Ok(redis::RedisBackend::new(config)?.map(|redis| Arc::new(redis) as Arc<dyn ResultBackend>)),
     }
 }

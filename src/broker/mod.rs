@@ -6,6 +6,7 @@
 //! [`Event::Lost`]. Connecting again, back-off and the failover list are in [`reconnect`], once for all.
 
 pub mod amqp;
+pub mod filesystem;
 pub mod memory;
 pub mod reconnect;
 pub mod redis;
@@ -277,6 +278,7 @@ pub fn by_url(url: &str, config: &BrokerConfig) -> Result<Option<Arc<dyn Broker>
         return Ok(Some(Arc::new(broker)));
     }
     match url.split_once("://").map_or(url, |(scheme, _)| scheme) {
+        "filesystem" => Ok(Some(Arc::new(filesystem::FilesystemBroker::open(url, config)?))),
         "memory" => Ok(Some(Arc::new(memory::MemoryBroker::open(url)))),
         _ => Ok(None),
     }

@@ -6,6 +6,7 @@
 pub(crate) mod amqp;
 mod checks;
 pub(crate) mod client;
+mod filesystem;
 mod memory;
 mod redis;
 
@@ -131,3 +132,4 @@ pub(crate) const GARBAGE: &[&str] = &[
 checks::run!(on_memory: memory::MemoryHarness);
 checks::run!(on_redis: redis::RedisHarness);
 checks::run!(on_amqp: amqp::AmqpHarness);
+checks::run!(on_filesystem: filesystem::FilesystemHarness);
