@@ -484,3 +484,121 @@ print(app.control.inspect(timeout=40, limit=1).ping(), flush=True)
     assert_eq!(inspect.said().trim(), "{'celery@tests': {'ok': 'pong'}}");
     client.close().await;
 }
+
+#[tokio::test]
+async fn a_message_with_headers_nested_without_end_or_text_that_is_no_text_is_delivered_like_any_other() {
+    let Some(harness) = AmqpHarness::start().await else { return };
+    let mut queue = harness.queue("q");
+    queue.bindings[0].exchange.name = "amq.fanout".to_owned();
+    let mut client = Client::connect(&*harness.broker(), &harness.consume(&[&queue], 1)).await;
+    // Published inside the broker: a producer's library would fall over it, too.
+    let published = harness.vhost.eval(
+        r#"Deep = lists:foldl(fun(_, Value) -> {array, [Value]} end, {void, undefined}, lists:seq(1, 15000)),
+           {Kind, Value} = Deep,
+           Headers = [{<<"deep">>, Kind, Value}, {<<"task">>, longstr, <<"tasks.add">>}, {<<"k", 255>>, bool, true}],
+           None = undefined,
+           Properties = {'P_basic', None, None, Headers, 2, None, <<"id", 254>>, None, None, None, None, None, None,
+                         None, None},
+           rabbit_basic:publish({resource, VHOST, exchange, <<"amq.fanout">>}, <<"key", 253>>, Properties, <<"{}">>)."#,
+    );
+    assert_eq!(published.trim(), "ok");
+    let delivery = client.next().await;
+    let headers = delivery.message.headers.value().expect("the headers can be read");
+    assert_eq!(headers["task"], "tasks.add");
+    assert!(headers["deep"][0][0][0].is_array());
+    assert_eq!(headers["k?"], true);
+    assert_eq!(delivery.message.properties.value().unwrap()["correlation_id"], "id?");
+    assert_eq!(delivery.info.routing_key, "key?");
+    client.settle([delivery], Settlement::Ack).await;
+    client.close().await;
+}
+
+/// Passes bytes between a client and the broker until it is told to stop; then the connections stay open
+/// and silent, as behind a router that has lost its power.
+struct Hole {
+    port: u16,
+    silent: tokio_util::sync::CancellationToken,
+    tasks: tokio::task::JoinSet<()>,
+    /// One message for each client that has gone.
+    gone: tokio::sync::mpsc::UnboundedReceiver<()>,
+}
+
+impl Hole {
+    async fn to(port: u16) -> Self {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let own = listener.local_addr().unwrap().port();
+        let silent = tokio_util::sync::CancellationToken::new();
+        let (sender, gone) = tokio::sync::mpsc::unbounded_channel();
+        let mut tasks = tokio::task::JoinSet::new();
+        let token = silent.clone();
+        tasks.spawn(async move {
+            let mut clients = tokio::task::JoinSet::new();
+            while let Ok((mut client, _)) = listener.accept().await {
+                let (token, sender) = (token.clone(), sender.clone());
+                clients.spawn(async move {
+                    let mut server = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                    let (mut up, mut down) = ([0; 4096], [0; 4096]);
+                    loop {
+                        tokio::select! {
+                            read = client.read(&mut up) => match read {
+                                Ok(count) if count > 0 => {
+                                    if !token.is_cancelled() {
+                                        server.write_all(&up[..count]).await.unwrap();
+                                    }
+                                }
+                                _ => break,
+                            },
+                            read = server.read(&mut down), if !token.is_cancelled() => match read {
+                                Ok(count) if count > 0 => client.write_all(&down[..count]).await.unwrap(),
+                                _ => break,
+                            },
+                            () = token.cancelled(), if !token.is_cancelled() => {}
+                        }
+                    }
+                    // The test may be over.
+                    let _ = sender.send(());
+                });
+            }
+        });
+        Self { port: own, silent, tasks, gone }
+    }
+}
+
+#[tokio::test]
+async fn a_session_whose_peer_is_silent_is_lost_by_its_heartbeat_and_leaves_no_connection_behind() {
+    let Some(harness) = AmqpHarness::start().await else { return };
+    let mut hole = Hole::to(harness.vhost.port()).await;
+    let url = harness.vhost.url().replace(&harness.vhost.port().to_string(), &hole.port.to_string());
+    let broker = broker(&format!("{url}?heartbeat=1"));
+    let consume = harness.consume(&[&harness.queue("q")], 1);
+    let client = Client::connect(&*broker, &consume).await;
+    let dropped = Client::connect(&*broker, &consume).await;
+    hole.silent.cancel();
+    dropped.vanish();
+    timeout(DEADLINE, hole.gone.recv()).await.expect("a session that is dropped closes its connection");
+    let error = client.lost().await;
+    assert!(error.is_retryable(), "{error}");
+    timeout(DEADLINE, hole.gone.recv()).await.expect("a session that is lost closes its connection");
+    hole.tasks.shutdown().await;
+}
+
+#[tokio::test]
+async fn closing_ends_in_time_although_the_peer_is_silent() {
+    let Some(harness) = AmqpHarness::start().await else { return };
+    let hole = Hole::to(harness.vhost.port()).await;
+    let url = harness.vhost.url().replace(&harness.vhost.port().to_string(), &hole.port.to_string());
+    let client = Client::connect(&*broker(&url), &harness.consume(&[&harness.queue("q")], 1)).await;
+    hole.silent.cancel();
+    client.close().await;
+}
+
+#[tokio::test]
+async fn connecting_to_a_silent_peer_ends_in_time() {
+    let Some(harness) = AmqpHarness::start().await else { return };
+    let hole = Hole::to(harness.vhost.port()).await;
+    hole.silent.cancel();
+    let broker = broker(&format!("amqp://127.0.0.1:{}//?connect_timeout=0.2", hole.port));
+    let error = refused(&*broker, &harness.consume(&[], 1)).await;
+    assert!(error.is_retryable(), "{error}");
+}

@@ -156,6 +156,11 @@ impl Vhost<'_> {
         format!("amqp://guest:guest@127.0.0.1:{}/{}", self.server.port, self.name)
     }
 
+    /// The server's port.
+    pub(crate) fn port(&self) -> u16 {
+        self.server.port
+    }
+
     /// The rows of a `rabbitmqctl list_…`, as JSON objects.
     pub(crate) fn list(
         &self,
