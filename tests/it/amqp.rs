@@ -19,6 +19,15 @@ use crate::broker::client::Client;
 use crate::broker::{Harness, id, message};
 use crate::support::{DEADLINE, python, wait_until};
 
+/// A broker with these settings of Celery's.
+fn broker_with(url: &str, settings: &Value) -> Arc<dyn Broker> {
+    let mut config = json!({"urls": [url], "retry": true, "retry_on_startup": true});
+    for (name, value) in settings.as_object().expect("an object") {
+        config[name] = value.clone();
+    }
+    celeriac::broker::by_url(url, &serde_json::from_value(config).unwrap()).unwrap().expect("AMQP is native")
+}
+
 fn queue_with(name: &str, arguments: &Value) -> Queue {
     let mut queue = Queue::named(name);
     queue.arguments = arguments.as_object().expect("an object").clone();
@@ -601,4 +610,57 @@ async fn connecting_to_a_silent_peer_ends_in_time() {
     let broker = broker(&format!("amqp://127.0.0.1:{}//?connect_timeout=0.2", hole.port));
     let error = refused(&*broker, &harness.consume(&[], 1)).await;
     assert!(error.is_retryable(), "{error}");
+}
+
+#[tokio::test]
+async fn tls_checks_the_certificate_as_broker_use_ssl_says() {
+    let Some(harness) = AmqpHarness::start().await else { return };
+    let Some((url, folder)) = harness.vhost.tls() else { return };
+    let file = |name: &str| folder.join(name).to_string_lossy().into_owned();
+    let consume = harness.consume(&[&harness.queue("q")], 1);
+    let authority = file("ca.pem");
+    for good in [
+        // As py-amqp: no name is checked unless one is given.
+        json!({"ca_certs": authority}),
+        json!({"ca_certs": authority, "server_hostname": "rabbit.test", "cert_reqs": 2}),
+        json!({"ca_certs": authority, "certfile": file("client.pem"), "keyfile": file("client.key")}),
+        json!({"ca_certs": authority, "certfile": file("client.pem")}),
+        json!({"cert_reqs": "CERT_NONE"}),
+    ] {
+        let mut client = Client::connect(&*broker_with(&url, &json!({"use_ssl": good})), &consume).await;
+        client.send("q", message("over TLS")).await;
+        let delivery = client.next().await;
+        client.settle([delivery], Settlement::Ack).await;
+        client.close().await;
+    }
+    for (bad, word) in [
+        (json!(true), "certificate"),
+        (json!({"ca_certs": authority, "server_hostname": "another.test"}), "certificate"),
+        (json!({"ca_certs": authority, "server_hostname": null}), "certificate"),
+        (json!({"ca_certs": file("no such file")}), "no such file"),
+        (json!({"ca_certs": authority, "certfile": authority}), "ca.pem"),
+    ] {
+        let error = refused(&*broker_with(&url, &json!({"use_ssl": bad})), &consume).await;
+        assert!(error.to_string().contains(word), "{bad}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn operators_see_who_is_connected() {
+    let Some(harness) = AmqpHarness::start().await else { return };
+    let settings =
+        json!({"transport_options": {"client_properties": {"team": "mail"}}, "login_method": "AMQPLAIN"});
+    let client =
+        Client::connect(&*broker_with(&harness.vhost.url(), &settings), &harness.consume(&[], 1)).await;
+    client.send("q", message("opens the publisher's connection")).await;
+    let rows = harness.vhost.list("list_connections", &["vhost", "client_properties", "auth_mechanism"]);
+    let said: Vec<_> = rows.iter().map(|row| Value::Object(row.clone()).to_string()).collect();
+    let ours: Vec<_> = said.iter().filter(|row| row.contains("celeriac")).collect();
+    assert_eq!(ours.len(), 2, "{said:?}");
+    assert!(
+        ours.iter()
+            .all(|row| row.contains("celery@tests") && row.contains("mail") && row.contains("AMQPLAIN"))
+    );
+    assert!(ours.iter().any(|row| row.contains("celery@tests (publisher)")), "{said:?}");
+    client.close().await;
 }
