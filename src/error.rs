@@ -33,7 +33,7 @@ impl Error {
 }
 
 /// How a broker fails. `address` is masked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum BrokerError {
     /// The connection could not be made or was lost. Trying again may help.
     #[error("{address}: {reason}")]

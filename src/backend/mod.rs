@@ -7,6 +7,7 @@ pub mod disabled;
 pub mod document;
 pub mod file;
 pub mod memory;
+pub mod rpc;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::Deserialize;
 
+use crate::broker::BrokerConfig;
 use crate::error::BackendError;
 
 /// One result to be written.
@@ -89,18 +91,19 @@ pub struct BackendConfig {
     pub persistent: bool,
 }
 
-/// The backend for an address, where it is spoken natively.
+/// The backend for an address, where it is spoken natively. `rpc://` goes over the broker.
 ///
 /// # Errors
 /// When the scheme is ours and the address is wrong.
-pub fn by_url(config: &BackendConfig) -> Result<Option<Arc<dyn ResultBackend>>, BackendError> {
-    if config.url.is_empty() {
-        return Ok(Some(Arc::new(disabled::DisabledBackend)));
-    }
+pub fn by_url(
+    config: &BackendConfig,
+    broker: &BrokerConfig,
+) -> Result<Option<Arc<dyn ResultBackend>>, BackendError> {
     match config.url.split_once(':').map_or(config.url.as_str(), |(scheme, _)| scheme) {
-        "disabled" => Ok(Some(Arc::new(disabled::DisabledBackend))),
+        "" | "disabled" => Ok(Some(Arc::new(disabled::DisabledBackend))),
         "file" => Ok(Some(Arc::new(file::FileBackend::open(&config.url)?))),
         "memory" => Ok(Some(Arc::new(memory::MemoryBackend::open(&config.url)))),
+        "rpc" => Ok(rpc::Rpc::new(config, broker)?.map(|rpc| Arc::new(rpc) as Arc<dyn ResultBackend>)),
         _ => Ok(None),
     }
 }

@@ -9,6 +9,7 @@ pub mod amqp;
 pub mod filesystem;
 pub mod memory;
 pub mod reconnect;
+pub mod redis;
 pub mod topology;
 
 use std::collections::HashSet;
@@ -272,6 +273,9 @@ pub struct BrokerConfig {
 pub fn by_url(url: &str, config: &BrokerConfig) -> Result<Option<Arc<dyn Broker>>, BrokerError> {
     if let Some(broker) = amqp::Amqp::new(url, config)? {
         return Ok(Some(broker));
+    }
+    if let Some(broker) = redis::RedisBroker::new(url, config)? {
+        return Ok(Some(Arc::new(broker)));
     }
     match url.split_once("://").map_or(url, |(scheme, _)| scheme) {
         "filesystem" => Ok(Some(Arc::new(filesystem::FilesystemBroker::open(url, config)?))),

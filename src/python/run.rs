@@ -77,7 +77,16 @@ fn run(config: Config, hooks: PyHooks, zygote: ZygoteHandle) -> Result<Exit, Err
                 })
             })
             .collect::<Result<Vec<_>, Error>>()?;
-        let backend = if config.backend.native { backend::by_url(&config.backend)? } else { None };
+        let backend = match (config.backend.native, backend::by_url(&config.backend, &config.broker)?) {
+            (false, _) => None,
+            (true, Some(backend)) => Some(backend),
+            (true, None) => {
+                let address = mask(&config.backend.url);
+                return Err(Error::Internal(format!(
+                    "results are to go through the supervisor, which has no backend for {address}"
+                )));
+            }
+        };
         let tracker = TaskTracker::new();
         let pool = pool::processes::start(&config.pool, zygote, &tracker)?;
         let parts = Parts {

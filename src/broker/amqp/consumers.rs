@@ -36,16 +36,19 @@ enum Item {
 /// A queue that was consumed at some time of this session.
 struct Source {
     queue: Queue,
-    /// The tag of its consumer; none once it was cancelled.
-    tag: Option<ShortString>,
+    /// Its consumer's number and tag; none once it was cancelled.
+    consumer: Option<(usize, ShortString)>,
 }
+
+/// Whose item it is: the index of the source, the number of the consumer.
+type Origin = (usize, usize);
 
 /// All consumers of tasks; they share a channel, and so one count of what is outstanding.
 pub(super) struct Consumers {
     channel: Channel,
     node: String,
     sources: Vec<Source>,
-    streams: SelectAll<BoxStream<'static, (usize, Item)>>,
+    streams: SelectAll<BoxStream<'static, (Origin, Item)>>,
     /// Consumers made so far; numbers their tags.
     made: usize,
     prefetch: u32,
@@ -96,7 +99,7 @@ impl Consumers {
 
     /// Declares a queue and consumes it, unless it is being consumed.
     pub(super) async fn add(&mut self, queue: Queue) -> Result<(), Fault> {
-        if self.sources.iter().any(|source| source.tag.is_some() && source.queue.name == queue.name) {
+        if self.sources.iter().any(|source| source.consumer.is_some() && source.queue.name == queue.name) {
             return Ok(());
         }
         topology::declare(&self.channel, &queue).await?;
@@ -104,7 +107,7 @@ impl Consumers {
             self.count_per_consumer().await?;
         }
         let index = self.sources.len();
-        self.sources.push(Source { queue, tag: None });
+        self.sources.push(Source { queue, consumer: None });
         self.consume(index).await
     }
 
@@ -123,19 +126,20 @@ impl Consumers {
                 table::from_json(&queue.consumer_arguments),
             )
             .await?;
-        self.sources[index].tag = Some(consumer.tag());
+        let origin = (index, self.made);
+        self.sources[index].consumer = Some((self.made, consumer.tag()));
         let items = consumer.map(move |item| match item {
-            Ok(delivery) => (index, Item::Delivery(delivery)),
-            Err(error) => (index, Item::Failed(error.into())),
+            Ok(delivery) => (origin, Item::Delivery(delivery)),
+            Err(error) => (origin, Item::Failed(error.into())),
         });
-        self.streams.push(items.chain(stream::once(async move { (index, Item::Ended) })).boxed());
+        self.streams.push(items.chain(stream::once(async move { (origin, Item::Ended) })).boxed());
         Ok(())
     }
 
     /// A quorum queue does not allow a count for the whole channel: all consumers are made anew with their own.
     async fn count_per_consumer(&mut self) -> Result<(), Fault> {
         let active: Vec<_> =
-            (0..self.sources.len()).filter(|index| self.sources[*index].tag.is_some()).collect();
+            (0..self.sources.len()).filter(|index| self.sources[*index].consumer.is_some()).collect();
         for index in &active {
             self.cancel_one(*index).await?;
         }
@@ -167,8 +171,8 @@ impl Consumers {
     }
 
     async fn cancel_one(&mut self, index: usize) -> Result<(), Fault> {
-        match self.sources[index].tag.take() {
-            Some(tag) => Ok(self.channel.basic_cancel(tag, BasicCancelOptions::default()).await?),
+        match self.sources[index].consumer.take() {
+            Some((_, tag)) => Ok(self.channel.basic_cancel(tag, BasicCancelOptions::default()).await?),
             None => Ok(()),
         }
     }
@@ -190,11 +194,17 @@ impl Consumers {
             };
             let mut batch = Vec::new();
             let mut item = Some(first);
-            while let Some((index, heard)) = item {
+            while let Some(((index, number), heard)) = item {
                 match heard {
                     Item::Delivery(delivery) => batch.push((delivery, index)),
                     Item::Failed(fault) => return Heard::Failed(fault.to_string()),
-                    Item::Ended if self.sources[index].tag.is_some() => {
+                    // A consumer that we have cancelled is not there any more, or another is in its place.
+                    Item::Ended
+                        if self.sources[index]
+                            .consumer
+                            .as_ref()
+                            .is_some_and(|(current, _)| *current == number) =>
+                    {
                         let name = &self.sources[index].queue.name;
                         return Heard::Failed(format!("the broker cancelled the consumer of queue {name:?}"));
                     }

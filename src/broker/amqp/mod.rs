@@ -150,7 +150,7 @@ impl Broker for Amqp {
         let (done, published) = oneshot::channel();
         let mut tasks = JoinSet::new();
         let name = format!("{} (publisher)", consume.node);
-        let publishing = publish::Publisher::new(self.address.clone(), name, publications).run();
+        let publishing = publish::Publisher::new(vec![self.address.clone()], name, publications).run();
         tasks.spawn(async move {
             publishing.await;
             // A session that is gone does not wait for it.

@@ -1,23 +1,25 @@
 //! Publishing with confirms, on a connection of its own: RabbitMQ stops reading from a connection that
 //! publishes while it is short of memory or disk, and acknowledgements must not wait behind that.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{Channel, Confirmation, Connection};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::address::Address;
 use super::connect::open;
 use super::fault::{Fault, short};
 use super::{message, topology};
 use crate::broker::Publication;
-use crate::error::BrokerError;
+use crate::error::{BrokerError, back_off};
 
 /// Who waits for the broker's confirmation.
 pub(crate) type Answer = oneshot::Sender<Result<(), BrokerError>>;
@@ -25,14 +27,24 @@ pub(crate) type Answer = oneshot::Sender<Result<(), BrokerError>>;
 /// Publications that may wait for a connection that the broker blocks; further ones fail at once.
 pub(crate) const PUBLISH_CAPACITY: usize = 4096;
 
-type Confirming = Pin<Box<dyn Future<Output = Result<(), Fault>> + Send>>;
+/// Waits after failed attempts to connect.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+type Sending = Pin<Box<dyn Future<Output = Result<(), Fault>> + Send>>;
+type Confirming = Pin<Box<dyn Future<Output = Result<(), BrokerError>> + Send>>;
 
 /// Publishes what comes until the sender is dropped and all is answered.
 pub(crate) struct Publisher {
-    address: Address,
+    /// The failover list; the first is the one in use.
+    addresses: VecDeque<Address>,
     name: String,
     requests: mpsc::Receiver<(Box<Publication>, Answer)>,
     link: Option<Link>,
+    /// Attempts to connect that have failed in a row.
+    failures: u32,
+    /// No attempt before this time: what comes until then fails at once, for this reason.
+    pause: Option<(Instant, BrokerError)>,
 }
 
 /// A live connection with its channel in confirm mode.
@@ -46,11 +58,11 @@ struct Link {
 impl Publisher {
     /// A publisher that connects when it is first needed. `name` is shown among the broker's connections.
     pub(crate) fn new(
-        address: Address,
+        addresses: Vec<Address>,
         name: String,
         requests: mpsc::Receiver<(Box<Publication>, Answer)>,
     ) -> Self {
-        Self { address, name, requests, link: None }
+        Self { addresses: addresses.into(), name, requests, link: None, failures: 0, pause: None }
     }
 
     /// The loop. Confirmations are awaited side by side, so that one slow queue does not hold up the others.
@@ -59,21 +71,15 @@ impl Publisher {
         loop {
             tokio::select! {
                 request = self.requests.recv() => match request {
-                    Some((publication, answer)) => {
-                        match self.send(&publication).await {
-                            Ok(confirming) => {
-                                let address = self.address.clone();
-                                pending.push(async move {
-                                    let outcome = confirming.await.map_err(|fault| fault.starting(&address));
-                                    // Nobody waits any more: the worker is stopping.
-                                    let _ = answer.send(outcome);
-                                });
-                            }
-                            Err(fault) => {
-                                let _ = answer.send(Err(fault.starting(&self.address)));
-                            }
+                    Some((publication, answer)) => match self.send(&publication).await {
+                        Ok(confirming) => pending.push(async move {
+                            // Nobody waits any more: the worker is stopping.
+                            let _ = answer.send(confirming.await);
+                        }),
+                        Err(error) => {
+                            let _ = answer.send(Err(error));
                         }
-                    }
+                    },
                     None => break,
                 },
                 Some(()) = pending.next() => {}
@@ -87,10 +93,36 @@ impl Publisher {
     }
 
     /// Hands a message to the connection; the future ends when the broker has confirmed it.
-    async fn send(&mut self, publication: &Publication) -> Result<Confirming, Fault> {
+    async fn send(&mut self, publication: &Publication) -> Result<Confirming, BrokerError> {
+        self.link().await?;
+        let Some(address) = self.addresses.front().cloned() else {
+            return Err(BrokerError::Address { address: String::new(), reason: "there is none".to_owned() });
+        };
+        match self.hand_over(publication).await {
+            Ok(mut confirming) => {
+                // The first poll hands the frames over: messages leave in the order in which they came.
+                let first = poll_fn(|context| Poll::Ready(confirming.as_mut().poll(context))).await;
+                Ok(Box::pin(async move {
+                    let outcome = match first {
+                        Poll::Ready(outcome) => outcome,
+                        Poll::Pending => confirming.await,
+                    };
+                    outcome.map_err(|fault| fault.starting(&address))
+                }))
+            }
+            Err(fault) => Err(fault.starting(&address)),
+        }
+    }
+
+    async fn hand_over(&mut self, publication: &Publication) -> Result<Sending, Fault> {
         let (exchange, key) = (short(&publication.exchange)?, short(&publication.routing_key)?);
         let properties = message::to_send(&publication.message)?;
-        let link = self.link().await?;
+        let Some(link) = &mut self.link else { return Err(Fault::Silent("the connection request")) };
+        if !link.channel.status().connected() {
+            // A channel that the broker closed (an unknown exchange) is replaced: one bad message fails alone.
+            link.channel = confirming(&link.connection).await?;
+            link.declared.clear();
+        }
         if let Some(kind) = &publication.exchange_type
             && !link.declared.contains(&publication.exchange)
         {
@@ -99,7 +131,7 @@ impl Publisher {
             link.declared.insert(publication.exchange.clone());
         }
         let (channel, body) = (link.channel.clone(), publication.message.body.clone());
-        let mut confirming: Confirming = Box::pin(async move {
+        Ok(Box::pin(async move {
             let options = BasicPublishOptions::default();
             match channel.basic_publish(exchange, key, options, &body, properties).await?.await? {
                 Confirmation::Ack(None) | Confirmation::NotRequested => Ok(()),
@@ -110,30 +142,44 @@ impl Publisher {
                     Err(Fault::NotTaken("the broker could not take the message".to_owned()))
                 }
             }
-        });
-        // The first poll hands the frames over: messages leave in the order in which they came.
-        match poll_fn(|context| Poll::Ready(confirming.as_mut().poll(context))).await {
-            Poll::Ready(outcome) => Ok(Box::pin(std::future::ready(outcome))),
-            Poll::Pending => Ok(confirming),
-        }
+        }))
     }
 
-    /// The connection, made where there is none. A channel that the broker closed (an unknown exchange) is
-    /// replaced: one bad message fails alone.
-    async fn link(&mut self) -> Result<&mut Link, Fault> {
-        match &mut self.link {
-            Some(link) if link.channel.status().connected() => {}
-            Some(link) if link.connection.status().connected() => {
-                link.channel = confirming(&link.connection).await?;
-                link.declared.clear();
+    /// Sees to a live connection. After a failure the next address is used, and whoever comes before the wait
+    /// is over is told at once instead of waiting for one more attempt.
+    async fn link(&mut self) -> Result<(), BrokerError> {
+        if self.link.as_ref().is_some_and(|link| link.connection.status().connected()) {
+            return Ok(());
+        }
+        self.link = None;
+        if let Some((until, error)) = &self.pause
+            && Instant::now() < *until
+        {
+            return Err(error.clone());
+        }
+        let Some(address) = self.addresses.front() else { return Ok(()) };
+        let outcome: Result<Link, Fault> = async {
+            let connection = open(address, &self.name).await?;
+            let channel = confirming(&connection).await?;
+            Ok(Link { connection, channel, declared: HashSet::new() })
+        }
+        .await;
+        match outcome {
+            Ok(link) => {
+                self.link = Some(link);
+                (self.failures, self.pause) = (0, None);
+                Ok(())
             }
-            _ => {
-                let connection = open(&self.address, &self.name).await?;
-                let channel = confirming(&connection).await?;
-                self.link = Some(Link { connection, channel, declared: HashSet::new() });
+            Err(fault) => {
+                // Also a refused login: results wait until it is mended rather than be thrown away.
+                let error = address.lost(fault);
+                self.addresses.rotate_left(1);
+                self.failures = self.failures.saturating_add(1);
+                let wait = back_off(self.failures, FIRST_WAIT, LONGEST_WAIT);
+                self.pause = Some((Instant::now() + wait, error.clone()));
+                Err(error)
             }
         }
-        self.link.as_mut().ok_or(Fault::Silent("connection.open"))
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::sync::Arc;
 
 use celeriac::backend::{BackendConfig, ResultBackend, by_url};
+use serde_json::json;
 
 use super::{Harness, record};
 use crate::support::folder::Folder;
@@ -12,7 +13,8 @@ pub(crate) struct FileHarness(Folder);
 
 fn open(url: String) -> Result<Arc<dyn ResultBackend>, celeriac::error::BackendError> {
     let config = BackendConfig { url, ..BackendConfig::default() };
-    Ok(by_url(&config)?.expect("file:// is native"))
+    let broker = serde_json::from_value(json!({"urls": [], "retry": true, "retry_on_startup": true}));
+    Ok(by_url(&config, &broker.expect("a configuration"))?.expect("file:// is native"))
 }
 
 impl Harness for FileHarness {

@@ -8,6 +8,7 @@ mod checks;
 pub(crate) mod client;
 mod filesystem;
 mod memory;
+mod redis;
 
 use std::sync::Arc;
 
@@ -129,5 +130,6 @@ pub(crate) const GARBAGE: &[&str] = &[
 ];
 
 checks::run!(on_memory: memory::MemoryHarness);
-checks::run!(on_filesystem: filesystem::FilesystemHarness);
+checks::run!(on_redis: redis::RedisHarness);
 checks::run!(on_amqp: amqp::AmqpHarness);
+checks::run!(on_filesystem: filesystem::FilesystemHarness);

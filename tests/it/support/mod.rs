@@ -6,8 +6,11 @@ pub(crate) mod celery;
 pub(crate) mod folder;
 pub(crate) mod pool;
 pub(crate) mod process;
+pub(crate) mod python;
 pub(crate) mod rabbitmq;
 pub(crate) mod redis;
+
+pub(crate) use python::python;
 
 use std::time::Duration;
 
