@@ -1,7 +1,7 @@
 """The native rung of result backends: results of children are written by the supervisor, in batches.
 
-The meta document is made and encoded by Celery's own backend object; only the write itself goes to the supervisor.
-Everything that reads, and everything of chords and groups, stays Celery's own.
+The meta document is made and encoded by Celery's own backend object; only the write itself goes to the
+supervisor. Everything that reads, and everything of chords and groups, stays Celery's own.
 """
 
 from __future__ import annotations
@@ -226,7 +226,8 @@ class _Native:
     writer: Writer
 
     def __reduce__(self, *args: Any, **kwargs: Any) -> Any:
-        rebuild, (cls, *rest) = super().__reduce__(*args, **kwargs)  # type: ignore[misc]
+        made: Any = super().__reduce__(*args, **kwargs)
+        rebuild, (cls, *rest) = made
         # Elsewhere it is Celery's own class again.
         return rebuild, (cls.__mro__[cls.__mro__.index(_Native) + 1], *rest)
 

@@ -56,8 +56,8 @@ def main(plan: Plan, number: int, index: int, descriptor: int) -> int:
 
 
 def _prefork(plan: Plan, number: int, index: int, descriptor: int) -> int:
-    # Billiard's own process object does what it does in Celery: name and index that logs and user code read, stdin
-    # from /dev/null, fresh logging locks, after-fork hooks of the app and its pools.
+    # Billiard's own process object does what it does in Celery: name and index that logs and user code read,
+    # stdin from /dev/null, fresh logging locks, after-fork hooks of the app and its pools.
     process = billiard.get_context("fork").Process(
         target=_prefork_body, args=(plan, descriptor), name=f"ForkPoolWorker-{number}"
     )
@@ -205,8 +205,6 @@ class Lane:
         except KeyError:
             pipe.malformed(number, f"task {name!r} is not registered in the child")
             return None
-        if acks_early:
-            pipe.accepted(number)
         request.update(
             {"args": args, "kwargs": kwargs, "hostname": self.plan.hostname, "is_eager": False}, **embed
         )
@@ -214,7 +212,10 @@ class Lane:
             current = self.writer.job
             current.number, current.task, current.uuid = number, task, uuid
         try:
+            # From the acceptance on: that is when the soft limit begins to run.
             _interruptible = True
+            if acks_early:
+                pipe.accepted(number)
             retval, info, runtime, retstr = task.__trace__(uuid, args, kwargs, request)
             _interruptible = False
         except BaseException as exc:

@@ -16,7 +16,7 @@ import click
 from celery import bootsteps, signals
 from celery.exceptions import ImproperlyConfigured
 
-from celeriac import _core
+from celeriac import _core, backends
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -110,10 +110,8 @@ def broker(app: Celery) -> Decision:
 
 def backend(app: Celery) -> Decision:
     """Native where the supervisor may write results itself."""
-    try:
-        from celeriac import backends  # type: ignore[attr-defined]
-    except ImportError:
-        return Decision("result backend", "python", ["Celery writes results in the child"])
+    native, reason = backends.decide(app, broker_native=broker(app).rung == "native")
+    return Decision("result backend", "python", ["Celery writes results in the child"])
     native, reason = backends.decide(app)
     return Decision("result backend", "native" if native else "python", [reason] if reason else [])
 

@@ -7,6 +7,7 @@ pub mod disabled;
 pub mod document;
 pub mod file;
 pub mod memory;
+pub mod redis;
 pub mod rpc;
 
 use std::borrow::Cow;
@@ -99,11 +100,14 @@ pub fn by_url(
     config: &BackendConfig,
     broker: &BrokerConfig,
 ) -> Result<Option<Arc<dyn ResultBackend>>, BackendError> {
+    if config.url.is_empty() {
+        return Ok(Some(Arc::new(disabled::DisabledBackend)));
+    }
     match config.url.split_once(':').map_or(config.url.as_str(), |(scheme, _)| scheme) {
-        "" | "disabled" => Ok(Some(Arc::new(disabled::DisabledBackend))),
+        "disabled" => Ok(Some(Arc::new(disabled::DisabledBackend))),
         "file" => Ok(Some(Arc::new(file::FileBackend::open(&config.url)?))),
         "memory" => Ok(Some(Arc::new(memory::MemoryBackend::open(&config.url)))),
         "rpc" => Ok(rpc::Rpc::new(config, broker)?.map(|rpc| Arc::new(rpc) as Arc<dyn ResultBackend>)),
-        _ => Ok(None),
+        _ => Ok(redis::RedisBackend::new(config)?.map(|redis| Arc::new(redis) as Arc<dyn ResultBackend>)),
     }
 }

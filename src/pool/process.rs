@@ -13,11 +13,11 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::Event;
 use super::ipc::{FromChild, ToChild, split};
 use super::processes::Shared;
 use super::slots::{Duty, Leave};
 use super::zygote::{Command, Number, Report, Scope, human_status};
+use super::{Event, Job};
 use crate::error::back_off;
 
 /// A child that was told to leave is killed after this long: its own limit on exit hooks is shorter.
@@ -46,9 +46,18 @@ impl Link {
 
     /// Writes a frame, or leaves it to the owner.
     pub(super) fn send(&self, frame: &ToChild) {
+        self.post(|outbox| frame.encode(outbox));
+    }
+
+    /// Gives the child a job.
+    pub(super) fn run(&self, job: &Job) {
+        self.post(|outbox| ToChild::encode_run(job, outbox));
+    }
+
+    fn post(&self, encode: impl FnOnce(&mut BytesMut)) {
         let mut outbox = self.outbox();
         let waiting = !outbox.is_empty();
-        frame.encode(&mut outbox);
+        encode(&mut outbox);
         if !waiting {
             self.write(&mut outbox);
         }
@@ -113,6 +122,8 @@ struct Process {
     buffer: BytesMut,
     /// Set once it has been seen off: its place belongs to another.
     leaving_until: Option<Instant>,
+    /// The kernel says that the child was gone with something of ours unread.
+    unread: bool,
 }
 
 /// Keeps a child at a place for as long as one is wanted there.
@@ -195,6 +206,7 @@ async fn fork(shared: &Arc<Shared>, index: u32, events: &mpsc::Sender<Event>) ->
         events: events.clone(),
         buffer: BytesMut::with_capacity(READ),
         leaving_until: None,
+        unread: false,
     })
 }
 
@@ -208,8 +220,8 @@ impl Process {
             tokio::select! {
                 read = self.socket.read_buf(&mut self.buffer), if readable => match read {
                     Ok(count) if count > 0 => self.frames().await,
-                    // Closed, or reset because the child died with a frame of ours unread.
-                    _ => {
+                    ended => {
+                        self.unread |= ended.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset);
                         readable = false;
                         hung_up = Some(Instant::now() + HUNG_UP);
                     }
@@ -302,24 +314,27 @@ impl Process {
         // Past the runtime, whose idea of readiness may be older than the last write. Not until end-of-file:
         // a process that the task left behind may hold the socket open.
         let mut bytes = vec![0; READ];
-        while let Ok(count) =
-            rustix::io::retry_on_intr(|| rustix::io::read(self.socket.as_ref().as_fd(), &mut bytes[..]))
-        {
-            if count == 0 {
-                break;
+        loop {
+            let socket = self.socket.as_ref().as_fd();
+            match rustix::io::retry_on_intr(|| rustix::io::read(socket, &mut bytes[..])) {
+                Ok(0) => break,
+                Ok(count) => self.buffer.extend_from_slice(&bytes[..count]),
+                Err(error) => {
+                    self.unread |= error == rustix::io::Errno::CONNRESET;
+                    break;
+                }
             }
-            self.buffer.extend_from_slice(&bytes[..count]);
         }
         self.frames().await;
         let mut events = Vec::new();
         let (doomed, stillborn) = {
             let mut slots = self.shared.slots();
             let doomed = slots.doomed(self.index, self.number);
-            (doomed, slots.dead(self.index, self.number, code, &mut events))
+            (doomed, slots.dead(self.index, self.number, code, self.unread, &mut events))
         };
         if !doomed && !matches!(code, 0 | RECYCLED) {
             tracing::error!(
-                target: "celery.pool",
+                target: "multiprocessing",
                 "Process 'ForkPoolWorker-{}' pid:{} exited with '{}'",
                 self.number, self.pid, human_status(code)
             );

@@ -169,6 +169,10 @@ impl Keeper {
                 return;
             }
         }
+        let abandoned = self.shared.slots().abandoned();
+        for event in abandoned {
+            let _ = self.events.send(event).await;
+        }
         self.zygote.end().await;
     }
 
@@ -197,6 +201,10 @@ impl Keeper {
         drop(inbox);
         let status = zygote.end().await;
         while places.join_next().await.is_some() {}
+        let abandoned = shared.slots().abandoned();
+        for event in abandoned {
+            let _ = events.send(event).await;
+        }
         if !shared.stopping.is_cancelled() {
             let why = format!(
                 "the process that forks the children (zygote) died with {status}, and the children with it: \
@@ -240,9 +248,7 @@ impl Pool for Processes {
     }
 
     fn submit(&mut self, job: Job) -> Result<(SlotId, u32), Box<Job>> {
-        let Some((slot, pid, link)) = self.shared.slots().take(job.id) else { return Err(Box::new(job)) };
-        link.send(&ToChild::Run(Box::new(job)));
-        Ok((slot, pid))
+        self.shared.slots().submit(Box::new(job))
     }
 
     fn interrupt(&mut self, job: JobId, how: Interrupt) {

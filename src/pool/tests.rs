@@ -252,8 +252,9 @@ async fn a_job_goes_to_an_idle_child_and_its_outcome_comes_back() {
 #[tokio::test]
 async fn a_child_that_dies_loses_its_job_once_and_is_replaced_at_its_place() {
     let mut stage = Stage::new(&config(1));
-    let child = stage.up().await;
+    let mut child = stage.up().await;
     stage.pool.submit(job(1)).unwrap();
+    child.hears_job().await;
     stage.zygote.died(child, -9).await;
     assert_eq!(stage.ended().await, (1, Outcome::WorkerLost { status: "signal 9 (SIGKILL)".into() }));
     stage.down().await;
@@ -272,6 +273,22 @@ async fn an_outcome_in_the_pipe_wins_over_the_death_of_its_child() {
     assert_eq!(stage.ended().await, (1, success()));
     stage.down().await;
     stage.up().await;
+}
+
+#[tokio::test]
+async fn a_job_that_its_child_never_read_goes_to_the_next() {
+    let mut stage = Stage::new(&config(1));
+    let child = stage.up().await;
+    stage.pool.submit(job(1)).unwrap();
+    stage.pool.submit(job(2)).unwrap_err();
+    // Not read: the kernel tells by resetting the connection.
+    child.socket.readable().await.unwrap();
+    stage.zygote.died(child, -9).await;
+    stage.down().await;
+    let mut next = stage.up().await;
+    assert_eq!(next.hears_job().await.id, 1);
+    next.ends(1, success()).await;
+    assert_eq!(stage.ended().await, (1, success()));
 }
 
 #[tokio::test]
@@ -415,8 +432,9 @@ async fn a_pool_whose_first_child_dies_before_it_is_up_is_broken() {
 #[tokio::test]
 async fn with_the_zygote_all_jobs_are_lost_and_the_worker_has_to_end() {
     let mut stage = Stage::new(&config(1));
-    let child = stage.up().await;
+    let mut child = stage.up().await;
     stage.pool.submit(job(1)).unwrap();
+    child.hears_job().await;
     drop(stage.zygote);
     drop(child);
     let mut lost = false;

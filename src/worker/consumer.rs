@@ -30,6 +30,7 @@ use crate::clock;
 use crate::cluster::clock::LamportClock;
 use crate::config::Config;
 use crate::control::{self, Handled};
+use crate::error::BrokerError;
 use crate::pool::{self, Interrupt, JobId, Outcome, Pool};
 use crate::protocol::{DeliveryInfo, Message, TaskHeaders, repr};
 
@@ -223,17 +224,7 @@ impl Consumer {
                 );
                 self.on_lost();
             }
-            LinkEvent::GaveUp(error, why) => {
-                let reason = match why {
-                    Why::Refused => error.to_string(),
-                    Why::Disabled { setting } => format!("{error} ({setting} is off)"),
-                    Why::Exhausted => format!("{error} (broker_connection_max_retries is used up)"),
-                };
-                tracing::error!(target: "celery.worker", "Unrecoverable error: {reason}");
-                self.on_lost();
-                self.broken = Some(reason);
-                self.on_cause(Cause::Failure);
-            }
+            LinkEvent::GaveUp(error, why) => self.on_gave_up(&error, why),
             LinkEvent::Broker(broker::Event::Deliveries(deliveries)) => {
                 deliveries.into_iter().for_each(|delivery| self.on_delivery(delivery));
             }

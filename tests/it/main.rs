@@ -6,6 +6,7 @@
 mod amqp;
 mod backend;
 mod broker;
+mod native;
 mod result;
 mod support;
 mod worker;

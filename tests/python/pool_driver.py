@@ -79,6 +79,8 @@ class Child:
         content_type: str = "application/json",
         content_encoding: str = "utf-8",
         acks_early: bool = True,
+        exchange: str = "ex",
+        routing_key: str = "rk",
         **kwargs: Any,
     ) -> None:
         uuid = uuid or f"id-{number}"
@@ -88,7 +90,9 @@ class Child:
             body = json.dumps([args, kwargs, {}]).encode()
         self.write(
             struct.pack("<BQ", 1, number)
-            + b"".join(map(_packed, (task, uuid, json.dumps(head), json.dumps(props), "ex", "rk", "q")))
+            + b"".join(
+                map(_packed, (task, uuid, json.dumps(head), json.dumps(props), exchange, routing_key, "q"))
+            )
             + struct.pack("<B", 0)
             + b"".join(map(_packed, (body, content_type, content_encoding)))
             + struct.pack("<B", acks_early)

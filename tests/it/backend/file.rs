@@ -3,8 +3,8 @@
 use std::fs;
 use std::sync::Arc;
 
-use celeriac::backend::{BackendConfig, ResultBackend, by_url};
-use serde_json::json;
+use celeriac::backend::ResultBackend;
+use celeriac::backend::file::FileBackend;
 
 use super::{Harness, record};
 use crate::support::folder::Folder;
@@ -12,9 +12,7 @@ use crate::support::folder::Folder;
 pub(crate) struct FileHarness(Folder);
 
 fn open(url: String) -> Result<Arc<dyn ResultBackend>, celeriac::error::BackendError> {
-    let config = BackendConfig { url, ..BackendConfig::default() };
-    let broker = serde_json::from_value(json!({"urls": [], "retry": true, "retry_on_startup": true}));
-    Ok(by_url(&config, &broker.expect("a configuration"))?.expect("file:// is native"))
+    Ok(Arc::new(FileBackend::open(&url)?))
 }
 
 impl Harness for FileHarness {
