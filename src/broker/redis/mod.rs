@@ -8,11 +8,11 @@
 //! One session is one connection: commands, control messages and wake-ups share it (RESP3). A session waits
 //! without polling: the server tells it when a key that it has read is changed (`CLIENT TRACKING`).
 
-mod address;
+pub(crate) mod address;
 mod envelope;
 mod keys;
-mod link;
-mod options;
+pub(crate) mod link;
+pub(crate) mod options;
 mod publish;
 mod restore;
 mod routes;
