@@ -51,6 +51,9 @@ def options_reference() -> str:
 def foreign_broker(config: str) -> str | None:
     """The scheme of the first broker address that is not spoken natively."""
 
+def knows_backend(config: str, broker: str) -> bool:
+    """Whether results can be written natively to this backend."""
+
 def run_worker(
     config: str, hooks: Any, *, zygote_fd: int, zygote_pid: int, wants_received: bool
 ) -> tuple[int, bool, str | None]:

@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 mod amqp;
+mod backend;
 mod broker;
 mod native;
+mod redis;
 mod result;
 mod support;
 mod worker;
