@@ -8,11 +8,11 @@ say.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
 import select
-import socket
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,9 @@ from kombu.utils.encoding import ensure_bytes
 from kombu.utils.json import dumps
 
 if TYPE_CHECKING:
-    from celeriac._core import KombuPort
     from celery import Celery
+
+    from celeriac._core import KombuPort
 
 logger = logging.getLogger("celery.worker.consumer")
 
@@ -183,7 +184,7 @@ class Link:
                 # A poll that finds nothing returns at once; other transports wait in it.
                 self.connection.drain_events(timeout=0 if polls else PATIENCE)
                 nothing = False
-            except (socket.timeout, TimeoutError):
+            except TimeoutError:
                 nothing = True
             if nothing or len(self.arrived) >= BATCH:
                 self.hand_over()
@@ -201,9 +202,7 @@ class Link:
             hub.add_reader(self.port.fileno(), self.obey)
             interval = self.connection.get_heartbeat_interval()
             if interval and self.connection.supports_heartbeats:
-                hub.timer.call_repeatedly(
-                    interval / HEARTBEAT_RATE, self.connection.heartbeat_check, (HEARTBEAT_RATE,)
-                )
+                hub.timer.call_repeatedly(interval / HEARTBEAT_RATE, self.connection.heartbeat_check, (HEARTBEAT_RATE,))
             # What came with the answers to our declarations is not announced again.
             hub.call_soon(self.drain_once)
             loop = hub.create_loop()
@@ -217,10 +216,8 @@ class Link:
             hub.close()
 
     def drain_once(self) -> None:
-        try:
+        with contextlib.suppress(TimeoutError):
             self.connection.drain_events(timeout=0.01)
-        except (socket.timeout, TimeoutError):
-            pass
 
     # --- what the core says ---
 
