@@ -23,6 +23,7 @@ from celery import platforms, signals
 from celery._state import _set_task_join_will_block
 from celery.app import trace
 from celery.app.task import Context
+from celery.apps.worker import install_rdb_handler
 from celery.concurrency import prefork
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_logger
@@ -80,6 +81,7 @@ def _prefork_body(plan: Plan, descriptor: int) -> None:
         reset_signals()
         signal.signal(signal.SIGUSR1, _on_soft_limit)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        install_rdb_handler()
         pipe.up()
         status = Lane(plan, pipe, writer).run()
     except SystemExit as leaving:
@@ -261,7 +263,7 @@ class Lane:
             pipe.retried(number, safe_repr(exc.exc), traceback)
         else:
             pipe.failed(number, _describe(einfo), traceback, runtime)
-            if isinstance(exc, MemoryError):
+            if isinstance(exc, MemoryError) and self.plan.lanes == 1:
                 # As in Celery the process is not trusted any more.
                 return EX_FAILURE
         return None
@@ -271,13 +273,24 @@ class Lane:
         if terminate_handler_fired():
             # We were told to die and the task did not finish: the supervisor knows why.
             raise exc
-        if isinstance(exc, SystemExit | KeyboardInterrupt):
+        # Other tasks run in a process of threads: one of them cannot end it.
+        if isinstance(exc, SystemExit | KeyboardInterrupt) and self.plan.lanes == 1:
             return self.exited(number, exc)
         einfo = ExceptionInfo()
         if isinstance(exc, Reject | Ignore | Retry):
             return self.unsuccessful(number, einfo, 0.0)
         context = Context(request)
-        task.backend.mark_as_failure(context.id, exc, einfo.traceback, request=context)
+        ignored = task.ignore_result if context.ignore_result is None else context.ignore_result
+        try:
+            task.backend.mark_as_failure(
+                context.id,
+                exc,
+                einfo.traceback,
+                request=context,
+                store_result=not ignored or task.store_errors_even_if_ignored,
+            )
+        except Exception:
+            logger.exception("Task %s[%s]: the failure could not be stored", task.name, context.id)
         signals.task_failure.send(
             sender=task,
             task_id=context.id,

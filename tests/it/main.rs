@@ -6,6 +6,8 @@
 mod amqp;
 mod backend;
 mod broker;
+mod native;
+mod redis;
 mod result;
 mod support;
 mod worker;

@@ -12,6 +12,8 @@ use crate::error::BrokerError;
 pub(super) enum Fault {
     /// What lapin says.
     Client(lapin::Error),
+    /// The stream could not be opened.
+    Io(std::io::Error),
     /// A name that does not fit AMQP's 255 bytes.
     TooLong(String),
     /// The broker did not answer in time.
@@ -36,6 +38,7 @@ impl std::fmt::Display for Fault {
                 ErrorKind::IOError(error) => write!(formatter, "{error}"),
                 _ => write!(formatter, "{error}"),
             },
+            Self::Io(error) => write!(formatter, "{error}"),
             Self::TooLong(name) => write!(formatter, "the name {name:?} is longer than AMQP's 255 bytes"),
             Self::Silent(what) => write!(formatter, "no answer to {what}"),
             Self::NotTaken(reason) => write!(formatter, "{reason}"),
@@ -54,7 +57,7 @@ impl Fault {
                 Some(_) => address.refused(self),
                 None => address.lost(self),
             },
-            Self::Silent(_) | Self::NotTaken(_) => address.lost(self),
+            Self::Io(_) | Self::Silent(_) | Self::NotTaken(_) => address.lost(self),
         }
     }
 

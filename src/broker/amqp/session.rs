@@ -8,10 +8,11 @@ use std::time::Duration;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt};
 use lapin::options::{BasicAckOptions, BasicRejectOptions};
-use lapin::{Channel, Connection, Consumer};
+use lapin::{Channel, Consumer};
 use tokio::sync::{mpsc, oneshot};
 
 use super::address::Address;
+use super::connect::Link;
 use super::consumers::{Consumers, Heard, Scope};
 use super::fault::Fault;
 use super::message;
@@ -39,7 +40,7 @@ pub(super) struct Live {
     pub(super) address: Address,
     /// Number of the session, unique for the broker object.
     pub(super) number: u64,
-    pub(super) connection: Connection,
+    pub(super) link: Link,
     /// The channel of the task consumers.
     pub(super) channel: Channel,
     pub(super) consumers: Consumers,
@@ -61,7 +62,7 @@ enum End {
 
 /// Runs the session to its end.
 pub(super) async fn run(live: Live) {
-    let mut broken = Box::pin(live.connection.events_listener());
+    let mut broken = Box::pin(live.link.connection.events_listener());
     let state = State { ledger: Ledger::default(), sending: FuturesUnordered::new(), paused: false, live };
     state.run(&mut broken).await;
 }
@@ -329,7 +330,7 @@ impl State {
             drop(self.live.publisher);
             // An error: the publisher has ended before.
             let _ = self.live.published.await;
-            Ok(self.live.connection.close(200, "OK".into()).await?)
+            Ok(self.live.link.connection.close(200, "OK".into()).await?)
         }
         .await;
         if let Err(fault) = outcome {
