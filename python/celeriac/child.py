@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
+import json
 import os
 import signal
 import sys
@@ -30,7 +31,7 @@ from celery.utils.log import get_logger
 from celery.utils.serialization import get_pickled_exception
 from kombu import compression, serialization
 from kombu.exceptions import ContentDisallowed
-from kombu.utils import json
+from kombu.utils import json as kombu_json
 from kombu.utils.encoding import safe_repr, safe_str
 
 from celeriac import backends
@@ -167,6 +168,15 @@ class Lane:
         self.writer = writer
         self.tasks = plan.app.tasks
         self.accept = serialization.prepare_accept_content(plan.app.conf.accept_content)
+        # Unless somebody has put something of theirs around it, JSON without kombu's notation for other types
+        # (most of it) is decoded without kombu's hook on every object.
+        registry = serialization.registry
+        self.plain_json = (
+            serialization.loads == registry.loads
+            and registry._decoders.get("application/json") is kombu_json.loads
+            and "application/json" not in registry._disabled_content_types
+            and "application/json" in self.accept
+        )
 
     def run(self) -> int:
         """Until it is told to leave; gives the exit status."""
@@ -190,7 +200,7 @@ class Lane:
             request = self.request(job)
             packed = request.get("compression")
             content = compression.decompress(body, packed) if packed else body
-            payload = serialization.loads(content, content_type, content_encoding, accept=self.accept)
+            payload = self.decode(content, content_type, content_encoding)
         except ContentDisallowed as exc:
             pipe.malformed(number, str(exc))
             return None
@@ -231,11 +241,21 @@ class Lane:
             return None
         return self.unsuccessful(number, retval, runtime or 0.0)
 
+    def decode(self, content: bytes, content_type: str, content_encoding: str) -> Any:
+        """What kombu makes of a body; raises what it raises."""
+        if self.plain_json and content_type == "application/json" and _is_plain(content):
+            try:
+                return json.loads(content.decode())
+            except ValueError:
+                # Kombu words it.
+                pass
+        return serialization.loads(content, content_type, content_encoding, accept=self.accept)
+
     def request(self, job: Job) -> dict[str, Any]:
         """What Celery's `Request` makes of a message for the tracer."""
         _, _, _, headers, properties, exchange, routing_key, redelivered, *_ = job
-        request: dict[str, Any] = json.loads(headers)
-        props: dict[str, Any] = json.loads(properties)
+        request: dict[str, Any] = _loads(headers)
+        props: dict[str, Any] = _loads(properties)
         request["properties"] = props
         request["reply_to"] = props.get("reply_to")
         request["correlation_id"] = props.get("correlation_id")
@@ -314,6 +334,17 @@ class Lane:
             status = type(exc).__name__
         self.pipe.lost(number, status)
         return code if isinstance(code, int) else EX_FAILURE
+
+
+def _is_plain(text: bytes) -> bool:
+    """No `__type__`, not even in disguise."""
+    return b"__type__" not in text and b"\\u" not in text
+
+
+def _loads(text: str) -> Any:
+    if "__type__" in text or "\\u" in text:
+        return kombu_json.loads(text)
+    return json.loads(text)
 
 
 def _describe(einfo: Any) -> str:

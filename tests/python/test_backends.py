@@ -11,6 +11,7 @@ import celery
 import pool_app
 import pytest
 from celeriac import backends, zygote
+from celery.app.task import Context
 from celery.backends.redis import RedisBackend
 from pool_driver import Supervisor
 
@@ -244,3 +245,28 @@ def test_results_can_be_pickled(supervisor: Supervisor) -> None:
     child = supervisor.fork()
     child.run(1, "pickle_result")
     assert child.outcome()[1:3] == ("success", "'RedisBackend BaseKeyValueStoreBackend'")
+
+
+@pytest.mark.parametrize("state", ["SUCCESS", "FAILURE", "RETRY", "STARTED", "PROGRESS"])
+@pytest.mark.parametrize(
+    "extra", [{}, {"group": "g", "parent_id": "p"}, {"group": None, "children": None}, {"stamps": {"a": 1}}]
+)
+def test_the_short_way_to_a_meta_document_is_celerys(state: str, extra: dict[str, Any]) -> None:
+    app = pool_app.make(result_backend=REDIS)
+    request = Context({"id": "1", "task": "add", "args": (1,), **extra})
+    expected = app.backend._get_result_meta(result=3, state=state, traceback="tb", request=request)
+    meta = backends._plain_meta(app.backend, 3, state, "tb", request)
+    assert list(meta) == list(expected)
+    if expected["date_done"] is not None:
+        assert meta["date_done"][-6:] == expected["date_done"][-6:] == "+00:00"
+        meta["date_done"] = expected["date_done"]
+    assert meta == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "plain"),
+    [({}, True), ({"timezone": "Europe/Berlin"}, False), ({"result_extended": True}, False)],
+)
+def test_the_short_way_is_taken_for_plain_results_in_utc_only(settings: dict[str, Any], plain: bool) -> None:
+    app = pool_app.make(result_backend=REDIS, **settings)
+    assert backends._has_plain_meta(app, RedisBackend) is plain

@@ -132,6 +132,22 @@ def test_a_group_is_answered_in_its_order(stage_on, binary):
         worker.destroy()
 
 
+def test_a_revoked_task_is_recorded_as_such_also_before_it_is_sent(stage_on, binary):
+    stage = stage_on("native", "redis", "redis")
+    worker = NativeWorker(binary, stage)
+    try:
+        until(lambda: stage.app.control.ping(timeout=0.5), "an answer to ping")
+        done = stage.send("tasks.add", 1, 1)
+        assert done.get(timeout=30) == 2
+        stage.app.control.revoke(["later", done.id], reply=True, timeout=2)
+        until(lambda: stage.app.AsyncResult("later").state == "REVOKED", "the revoked state")
+        assert done.state == "SUCCESS"
+        running = stage.send("tasks.sleep", 0.9, task_id="later")
+        assert isinstance(failure(running), TaskRevokedError)
+    finally:
+        worker.destroy()
+
+
 def test_the_worker_is_asked_and_told_like_any_other_and_stops_cleanly(stage, worker):
     control = stage.app.control
     until(lambda: control.ping(timeout=0.5), "an answer to ping")

@@ -142,7 +142,6 @@ def test_pickle_is_decoded_where_it_is_accepted() -> None:
 
 def test_a_compressed_body_is_unpacked_first(supervisor: Supervisor) -> None:
     child = supervisor.fork()
-    import zlib
 
     child.run(
         1, "add", body=zlib.compress(b"[[1, 6], {}, {}]"), headers={"compression": "application/x-gzip"}

@@ -78,19 +78,17 @@ impl Amqp {
         };
         let channel = link.channel().await.map_err(starting)?;
         let scope = if consume.queues.iter().any(|queue| queue.is_quorum()) {
-            tracing::info!(
-                target: "celery.worker.consumer",
-                "Global QoS is disabled. Prefetch count is now static."
-            );
+            tracing::info!(target: "celery.worker.consumer", "Global QoS is disabled: prefetch is counted per consumer.");
             Scope::Consumer
         } else if link.counts_per_channel() {
             Scope::Channel
         } else {
             Scope::Consumer
         };
-        let mut consumers = Consumers::new(channel.clone(), &consume.node, consume.prefetch, scope);
-        consumers.limit(consume.prefetch).await.map_err(starting)?;
+        let consumers = Consumers::new(channel.clone(), &consume.node, consume.prefetch, scope).await;
+        let mut consumers = consumers.map_err(starting)?;
         for queue in &consume.queues {
+            topology::declare(&channel, queue).await.map_err(starting)?;
             consumers.add(queue.clone()).await.map_err(starting)?;
         }
         Ok((channel, consumers, control))
