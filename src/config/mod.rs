@@ -132,4 +132,9 @@ impl Config {
         }
         Ok(config)
     }
+
+    /// How many deliveries may be unsettled before any waits for its `eta`; 0: no bound.
+    pub fn prefetch(&self) -> u32 {
+        self.prefetch_multiplier.saturating_mul(self.pool.concurrency.max(1))
+    }
 }

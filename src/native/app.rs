@@ -417,7 +417,7 @@ fn result_backend(config: &Config) -> Result<Option<Arc<dyn ResultBackend>>, Err
     if url.is_empty() || url.starts_with("disabled") {
         return Ok(None);
     }
-    match backend::by_url(&config.backend)? {
+    match backend::by_url(&config.backend, &config.broker)? {
         Some(backend) => Ok(Some(backend)),
         None => Err(Error::Config(format!(
             "result backend {}: a native app writes to redis, rpc and file, not to this scheme",

@@ -8,7 +8,8 @@ use jiff::tz::TimeZone;
 use super::hooks::Incident;
 use super::request::{DATA, Request};
 use crate::broker::{Delivery, Settlement};
-use crate::config::TaskPolicy;
+use crate::config::{Config, TaskPolicy};
+use crate::error::Error;
 use crate::protocol::time::{self, TimeError};
 use crate::protocol::v1::{self, V1Error};
 use crate::protocol::{Kind, TaskHeaders};
@@ -21,6 +22,19 @@ pub struct Rules {
     pub accept: Vec<String>,
     /// For times without offset.
     pub zone: TimeZone,
+}
+
+impl Rules {
+    /// Those of a configuration.
+    ///
+    /// # Errors
+    /// When the timezone is unknown.
+    pub fn of(config: &Config) -> Result<Self, Error> {
+        let zone = TimeZone::get(&config.timezone)
+            .map_err(|error| Error::Config(format!("timezone {:?}: {error}", config.timezone)))?;
+        let tasks = config.tasks.iter().map(|(name, policy)| (name.clone(), Arc::new(policy.clone())));
+        Ok(Self { tasks: tasks.collect(), accept: config.accept_content.clone(), zone })
+    }
 }
 
 /// What becomes of a delivery.
