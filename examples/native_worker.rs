@@ -1,7 +1,7 @@
 //! A worker whose tasks are written in Rust; producers call them from Python as ever.
 //!
 //! ```text
-//! cargo run --example native_worker -- redis://localhost:6379/0 redis://localhost:6379/1
+//! cargo run --example native_worker -- redis://localhost:6379/0 redis://localhost:6379/1 celery
 //!
 //! >>> from celery import Celery
 //! >>> app = Celery(broker="redis://localhost:6379/0", backend="redis://localhost:6379/1")
@@ -81,6 +81,7 @@ async fn panic() -> Result<(), TaskError> {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
+    // Broker, backend, queues.
     let mut addresses = std::env::args().skip(1);
     let broker = addresses.next().unwrap_or_else(|| "redis://localhost:6379/0".to_owned());
     let mut builder = Worker::builder()
@@ -97,6 +98,9 @@ async fn main() -> ExitCode {
         .task_with("tasks.sleep", TaskOptions::new().time_limit(Duration::from_secs(1)), sleep);
     if let Some(backend) = addresses.next() {
         builder = builder.backend(backend);
+    }
+    for queue in addresses {
+        builder = builder.queue(queue);
     }
     match builder.run().await {
         Ok(exit) => {

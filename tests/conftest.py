@@ -5,6 +5,7 @@ import itertools
 import os
 
 import pytest
+from support.compare import differences
 from support.servers import Memcached, RabbitMq, Redis
 from support.stage import Stage
 from support.worker import COMMANDS
@@ -153,7 +154,9 @@ def alike(kinds, stage_on):
             finally:
                 stage.close()
         if len(seen) == 2:
-            assert seen[OURS] == seen[ORIGINAL]
+            found = differences(seen[ORIGINAL], seen[OURS])
+            if found:
+                pytest.fail("the workers differ:\n" + "\n".join(found))
         return next(iter(seen.values()))
 
     return compare

@@ -47,7 +47,13 @@ class KombuPort:
         self,
         messages: list[tuple[int, str, tuple[bytes, str, str, str | None, str | None, str, str, bool]]],
     ) -> bool: ...
+<<<<<<< HEAD
     def control(self, message: tuple[bytes, str, str, str | None, str | None, str, str, bool]) -> bool: ...
+=======
+    def control(
+        self, message: tuple[bytes, str, str, str | None, str | None, str, str, bool]
+    ) -> bool: ...
+>>>>>>> main
     def answer(self, number: int, error: str | None) -> None: ...
 
 def parse_globals(argv: list[str], env: dict[str, str], version: str) -> str:
@@ -64,6 +70,9 @@ def options_reference() -> str:
 
 def foreign_broker(config: str) -> str | None:
     """The scheme of the first broker address that is not spoken natively."""
+
+def knows_backend(config: str, broker: str) -> bool:
+    """Whether results can be written natively to this backend."""
 
 def run_worker(
     config: str,

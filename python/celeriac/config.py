@@ -40,7 +40,7 @@ def build(worker: Worker) -> dict[str, Any]:
         "broker": broker(app),
         "queues": [queue(one) for one in app.amqp.queues.consume_from.values()],
         "create_missing_queues": bool(conf.task_create_missing_queues),
-        "backend": backend(app),
+        "backend": backend(app, native=ladder.backend(app).rung == "native"),
         "pool": pool(worker),
         "prefetch_multiplier": max(worker.prefetch_multiplier, 0),
         "disable_prefetch": bool(conf.get("worker_disable_prefetch")),
@@ -267,13 +267,13 @@ def accept_content(configured: Iterable[str] | None) -> list[str]:
 # --- the rest ---
 
 
-def backend(app: Celery) -> dict[str, Any]:
+def backend(app: Celery, *, native: bool) -> dict[str, Any]:
     """`BackendConfig`."""
     conf = app.conf
     configured = conf.result_backend
     return {
         "url": configured if isinstance(configured, str) else "",
-        "native": ladder.backend(app).rung == "native",
+        "native": native,
         "transport_options": _options(conf.result_backend_transport_options),
         "expires": app.backend.expires,
         "use_ssl": tls(conf.redis_backend_use_ssl),

@@ -109,11 +109,15 @@ def broker(app: Celery) -> Decision:
 
 
 def backend(app: Celery) -> Decision:
-    """Native where the supervisor may write results itself."""
+    """Native where the supervisor may write results itself, and Rust speaks to the address."""
+    from celeriac import config
+
     native, reason = backends.decide(app, broker_native=broker(app).rung == "native")
-    return Decision("result backend", "python", ["Celery writes results in the child"])
-    native, reason = backends.decide(app)
-    return Decision("result backend", "native" if native else "python", [reason] if reason else [])
+    if native and not _core.knows_backend(
+        json.dumps(config.backend(app, native=True)), json.dumps(config.broker(app))
+    ):
+        native, reason = False, "its address is none that Rust speaks to"
+    return Decision("result backend", "native" if native else "python", [reason])
 
 
 def _content(app: Celery) -> Decision:

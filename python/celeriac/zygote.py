@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from celery import platforms, signals
+from celery.concurrency.asynpool import AsynPool
 from celery.utils.log import get_logger
 
 from celeriac import child
@@ -86,8 +87,7 @@ def start(plan: Plan) -> Zygote:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     gc.collect()
     gc.freeze()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     supervisor = os.getpid()
     # The supervisor's handlers must not run in the zygote before it has its own.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
@@ -123,6 +123,13 @@ def _run(
         logger.critical("The process that forks the children ends with an error", exc_info=True)
     finally:
         os._exit(status)
+
+
+def _flush() -> None:
+    """What is buffered must not be written by both sides of a fork."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
 
 
 def warm(app: Any, hostname: str) -> None:
@@ -214,9 +221,8 @@ class _Server:
         self.control.sendall(RECORD.pack(kind, number, 0, value))
 
     def fork(self, number: int, index: int, descriptor: int) -> None:
-        signals.worker_before_create_process.send(sender=self.plan.app)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        signals.worker_before_create_process.send(sender=AsynPool)
+        _flush()
         zygote = os.getpid()
         try:
             pid = os.fork()

@@ -38,17 +38,71 @@ pub(super) fn decode(content_type: &str, headers: &Json, body: &[u8]) -> Result<
     }
     let text = match content_type {
         "application/json" => std::str::from_utf8(body).map_err(|error| undecodable(&error))?.to_owned(),
-        "application/x-python-serialize" => {
-            // Data alone: a pickle that names a class or a function is refused.
-            let value: serde_pickle::Value =
-                serde_pickle::value_from_slice(body, serde_pickle::DeOptions::new())
-                    .map_err(|error| undecodable(&error))?;
-            json::to_string(&Plain(&value)).map_err(|error| undecodable(&error))?
-        }
+        "application/x-python-serialize" => unpickle(body).map_err(Refused::Undecodable)?,
         other => return Err(Refused::Undecodable(format!("native tasks do not read {other}"))),
     };
     json::check(&text).map_err(|error| undecodable(&error))?;
     parts(&text)
+}
+
+/// The JSON text of a pickle. Data alone: one that names a class or a function is refused.
+///
+/// Reading is recursive and a pickle may be nested as deeply as it has containers, so it is read on a stack of its own
+/// that is large enough for that; pages of it are only touched when it really is that deep.
+fn unpickle(body: &[u8]) -> Result<String, String> {
+    let stack = 1024 * 1024 + containers(body).saturating_mul(STACK_OF_A_LEVEL);
+    if stack > LARGEST_STACK {
+        return Err("the pickle has too many containers for a native task".to_owned());
+    }
+    std::thread::scope(|scope| {
+        let read = || {
+            let value = serde_pickle::value_from_slice(body, serde_pickle::DeOptions::new())
+                .map_err(|error| error.to_string())?;
+            json::to_string(&Plain(&value)).map_err(|error| error.to_string())
+        };
+        let reader = std::thread::Builder::new().name("unpickle".to_owned()).stack_size(stack);
+        match reader.spawn_scoped(scope, read) {
+            Ok(reader) => reader.join().unwrap_or_else(|_| Err("the pickle cannot be read".to_owned())),
+            Err(error) => Err(format!("no thread to read the pickle: {error}")),
+        }
+    })
+}
+
+/// Stack that reading one level takes, generously: a debug build needs the most.
+const STACK_OF_A_LEVEL: usize = 16 * 1024;
+/// A stack that any machine can map.
+const LARGEST_STACK: usize = 1 << 30;
+
+/// How many containers a pickle may build: its opcodes that make or fill one, payloads skipped.
+fn containers(body: &[u8]) -> usize {
+    let mut rest = body;
+    let mut count = 0;
+    while let Some((opcode, tail)) = rest.split_first() {
+        let length = |bytes: usize| {
+            let prefix = tail.get(..bytes).unwrap_or_default();
+            let length = prefix.iter().rev().fold(0_u64, |length, byte| (length << 8) | u64::from(*byte));
+            usize::try_from(length).unwrap_or(usize::MAX).saturating_add(bytes)
+        };
+        let payload = match opcode {
+            // Text up to the end of the line.
+            b'I' | b'L' | b'F' | b'S' | b'V' | b'g' | b'p' | b'P' | b'c' | b'i' => {
+                tail.iter().position(|byte| *byte == b'\n').map_or(tail.len(), |end| end + 1)
+            }
+            b'K' | b'q' | b'h' | 0x80 | 0x82 => 1,
+            b'M' | 0x83 => 2,
+            b'J' | b'r' | b'j' | 0x84 => 4,
+            b'G' | 0x95 => 8,
+            b'C' | b'U' | 0x8a | 0x8c => length(1),
+            b'X' | b'B' | b'T' | 0x8b => length(4),
+            0x8d | 0x8e | 0x96 => length(8),
+            _ => {
+                count += usize::from(b"](}dlt)ae\x85\x86\x87\x8f\x91su".contains(opcode));
+                0
+            }
+        };
+        rest = tail.get(payload..).unwrap_or_default();
+    }
+    count
 }
 
 /// Unpickled data as JSON: tuples and sets become lists, as they do when kombu sends JSON.
@@ -193,6 +247,15 @@ mod tests {
         let body = decode("application/x-python-serialize", &Json::empty(), data).unwrap();
         assert_eq!(body.arguments.args_text(), r#"[4, "x"]"#);
         assert_eq!(body.arguments.kwargs_text(), r#"{"y": [1.5, null]}"#);
+        // [[[…]]] as deep as it is long.
+        let deep = [b"\x80\x04".to_vec(), b"]".repeat(20_000), b"a".repeat(19_999), b".".to_vec()].concat();
+        let refused = decode("application/x-python-serialize", &Json::empty(), &deep);
+        assert!(matches!(refused, Err(Refused::Malformed(_))), "{refused:?}");
+        let deeper = b"]".repeat(1 << 20);
+        let refused = decode("application/x-python-serialize", &Json::empty(), &deeper);
+        assert!(matches!(refused, Err(Refused::Undecodable(_))), "{refused:?}");
+        // A long text is no container.
+        assert_eq!(containers(b"\x80\x04X\x03\x00\x00\x00]]]]."), 1);
         let code = b"cos\nsystem\n(S'true'\ntR.";
         assert!(matches!(
             decode("application/x-python-serialize", &Json::empty(), code),

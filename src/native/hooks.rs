@@ -12,7 +12,7 @@ use crate::backend::{Record, ResultBackend};
 use crate::broker::Settlement;
 use crate::error::back_off;
 use crate::protocol::result::Exception;
-use crate::protocol::{DeliveryInfo, Kind, Message};
+use crate::protocol::{DeliveryInfo, Json, Kind, Message};
 use crate::worker::hooks::{Hooks, Incident, LogRecord, Notice, Report};
 
 /// How often a write is tried while the backend is away, and how long is waited in between.
@@ -73,8 +73,15 @@ impl Hooks for NativeHooks {
         None
     }
 
-    async fn control(&self, method: &str, _arguments: Value) -> Option<Value> {
+    async fn control(&self, method: &str, arguments: Value) -> Option<Value> {
         match method {
+            "celeriac.store_revoked" => {
+                let ids = arguments.get("ids").and_then(Value::as_array).into_iter().flatten();
+                for id in ids.filter_map(Value::as_str) {
+                    self.store_revoked(id).await;
+                }
+                Some(Value::Null)
+            }
             "report" => Some(json!({"ok": format!("celeriac {}, native app", env!("CARGO_PKG_VERSION"))})),
             "conf" | "dump_conf" => Some(json!({})),
             _ => None,
@@ -83,6 +90,33 @@ impl Hooks for NativeHooks {
 }
 
 impl NativeHooks {
+    /// Stores REVOKED for a task that nobody has begun or ended yet, as far as the backend knows.
+    async fn store_revoked(&self, id: &str) {
+        let Some((backend, results)) = &self.backend else { return };
+        let status = match backend.get(id).await {
+            Ok(document) => document.and_then(|document| {
+                let document: Value = serde_json::from_slice(&document).ok()?;
+                document.get("status")?.as_str().map(str::to_owned)
+            }),
+            Err(error) => {
+                tracing::warn!(target: "celery.worker.control", %error, "Failed to mark task {id} as revoked.");
+                return;
+            }
+        };
+        if !matches!(status.as_deref(), None | Some("PENDING" | "RECEIVED" | "RETRY" | "REJECTED")) {
+            return;
+        }
+        // All that is known of it is its id.
+        let Ok(headers) = serde_json::from_value(json!({"task": "", "id": id})) else { return };
+        let (properties, info) = (Json::empty(), DeliveryInfo::default());
+        let owner = Owner { headers: &headers, properties: &properties, info: &info, arguments: None };
+        let exception = Exception::new("celery.exceptions", "TaskRevokedError", "revoked");
+        let bare = Results { extended: false, ..results.clone() };
+        if let Some(record) = bare.raised(&owner, "REVOKED", &exception, None) {
+            write(backend.as_ref(), record).await;
+        }
+    }
+
     async fn store(&self, report: &Report, state: &str, exception: &Exception) {
         let Some((backend, results)) = &self.backend else { return };
         let Kind::Task(headers) = report.message.kind() else { return };

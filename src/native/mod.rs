@@ -24,7 +24,8 @@
 //!
 //! A producer anywhere calls it by its name, `app.send_task("shop.total", (4,)).get()`, and sees a result or an
 //! exception as it would of a Python task. Handlers run on the tokio runtime that [`WorkerBuilder::run`] is called on:
-//! one that computes for long belongs into `tokio::task::spawn_blocking`.
+//! one that computes for long belongs into `tokio::task::spawn_blocking`. Log lines are `tracing` events, whose targets are
+//! Celery's logger names; the program chooses who writes them.
 //!
 //! Not there yet, and refused rather than ignored: callbacks, chains and chords that a native task would have to
 //! continue (such a task is recorded as failed with `NotImplementedError`, and not run), retries, compressed bodies.

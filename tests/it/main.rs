@@ -7,6 +7,7 @@ mod amqp;
 mod backend;
 mod broker;
 mod native;
+mod redis;
 mod result;
 mod support;
 mod worker;

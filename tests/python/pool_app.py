@@ -7,6 +7,7 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import pickle
 import random
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import Any
 import billiard
 from celery import Celery, Task, signals
 from celery.concurrency import prefork
-from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.exceptions import BackendStoreError, Ignore, Reject, SoftTimeLimitExceeded
 
 
 def make(**settings: Any) -> Celery:
@@ -112,6 +113,43 @@ def make(**settings: Any) -> Celery:
                 names.append(os.readlink(f"/proc/self/fd/{fd}"))
         return sum(name.startswith("socket:") for name in names)
 
+    class Hooked(Task):
+        def on_success(self, *_: Any) -> None:
+            pass
+
+    @app.task(shared=False, name="hooked", base=Hooked)
+    def hooked() -> int:
+        return 1
+
+    @app.task(shared=False, name="tracked", track_started=True)
+    def tracked() -> int:
+        return 1
+
+    @app.task(shared=False, name="update", bind=True)
+    def update(self: Task) -> str:
+        try:
+            self.update_state(state="PROGRESS", meta={"done": 1})
+        except BackendStoreError as exc:
+            return str(exc)
+        return "updated"
+
+    @app.task(shared=False, name="forget", ignore_result=True)
+    def forget() -> int:
+        return 1
+
+    @app.task(shared=False, name="fork_and_store", bind=True)
+    def fork_and_store(self: Task) -> int:
+        pid = os.fork()
+        if pid == 0:
+            self.update_state(state="FROM_A_FORK")
+            os._exit(0)
+        return os.waitpid(pid, 0)[1]
+
+    @app.task(shared=False, name="pickle_result", bind=True)
+    def pickle_result(self: Task) -> str:
+        cls = type(pickle.loads(pickle.dumps(self.AsyncResult(self.request.id))).backend)
+        return f"{cls.__name__} {cls.__mro__[1].__name__}"
+
     return app
 
 
@@ -142,6 +180,21 @@ def journal_signals(path: Path) -> Iterator[None]:
         signals.worker_before_create_process.disconnect(create)
         signals.worker_process_init.disconnect(init)
         signals.worker_process_shutdown.disconnect(shutdown)
+
+
+@contextlib.contextmanager
+def watching(name: str) -> Iterator[None]:
+    """A receiver of the app's own on a signal."""
+
+    def watch(**_: Any) -> None:
+        pass
+
+    signal = getattr(signals, name)
+    signal.connect(watch)
+    try:
+        yield
+    finally:
+        signal.disconnect(watch)
 
 
 @contextlib.contextmanager

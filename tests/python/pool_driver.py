@@ -151,7 +151,8 @@ def _decode(payload: bytes) -> tuple[Any, ...]:
         task_id, state = reader.fields("tt")
         document = reader.bytes()
         key = reader.fields("t")[0]
-        expires = reader.number("d") if reader.number("B") else reader.number("d") and None
+        lives, seconds = reader.number("B"), reader.number("d")
+        expires = seconds if lives else None
         content_type, encoding = reader.fields("tt")
         return (
             "store",

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,6 @@ def test_pickle_is_decoded_where_it_is_accepted() -> None:
 
 def test_a_compressed_body_is_unpacked_first(supervisor: Supervisor) -> None:
     child = supervisor.fork()
-    import zlib
 
     child.run(
         1, "add", body=zlib.compress(b"[[1, 6], {}, {}]"), headers={"compression": "application/x-gzip"}
@@ -308,10 +308,10 @@ def test_no_child_holds_the_socket_of_another(supervisor: Supervisor) -> None:
         assert result(child.outcome()) == 1
 
 
-@pytest.mark.parametrize("kind", ["prefork", "threads", "solo"])
-def test_no_process_outlives_a_killed_supervisor(kind: str) -> None:
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_no_process_outlives_a_killed_supervisor(pool: str) -> None:
     script = subprocess.Popen(
-        [sys.executable, HERE / "pool_supervisor.py", kind], stdout=subprocess.PIPE, text=True
+        [sys.executable, HERE / "pool_supervisor.py", pool], stdout=subprocess.PIPE, text=True
     )
     assert script.stdout is not None
     pids = [int(pid) for pid in script.stdout.readline().split()]

@@ -118,11 +118,29 @@ impl Link {
         answer.map_err(|error| self.error(&error))
     }
 
-    /// Asks to be woken when one of the keys that it reads is changed. False: the server cannot.
+    /// Makes [`Link::watch`] possible. False: the server cannot.
     pub(crate) async fn track(&self) -> bool {
         let mut connection = self.connection.clone();
-        let answer = redis::cmd("CLIENT").arg("TRACKING").arg("ON").exec_async(&mut connection).await;
-        answer.is_ok()
+        // Only what is asked for: scripts read keys that change all the time.
+        let mut on = redis::cmd("CLIENT");
+        on.arg("TRACKING").arg("ON").arg("OPTIN").exec_async(&mut connection).await.is_ok()
+    }
+
+    /// How many of these keys exist, and a wake-up when one of them is changed.
+    pub(crate) async fn watch<'a>(
+        &self,
+        keys: impl Iterator<Item = &'a String>,
+    ) -> Result<usize, BrokerError> {
+        let mut look = redis::cmd("EXISTS");
+        for key in keys {
+            look.arg(key);
+        }
+        if look.args_iter().len() < 2 {
+            return Ok(0);
+        }
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("CLIENT").arg("CACHING").arg("YES").ignore().add_command(look);
+        self.pipe::<(usize,)>(&pipeline).await.map(|(count,)| count)
     }
 
     pub(crate) async fn subscribe(&self, channel: &str) -> Result<(), BrokerError> {

@@ -16,13 +16,13 @@ pub(crate) type Answer = oneshot::Sender<Result<(), BrokerError>>;
 /// takes them as they come.
 const REPLY_EXPIRES: i64 = 60;
 
-/// Publishes in this order, in one round trip beside the look-ups. Everybody is answered; an error of the
-/// connection is also returned.
+/// Publishes in this order, in one round trip beside the look-ups. Answers who is to be told of success; the others
+/// have been told why not. An error of the connection is told and returned.
 pub(crate) async fn publish(
     link: &Link,
     shared: &Shared,
     publications: Vec<(Box<Publication>, Answer)>,
-) -> Result<(), BrokerError> {
+) -> Result<Vec<Answer>, BrokerError> {
     let mut routes = Routes::new(link, shared);
     let mut pipeline = redis::pipe();
     let mut waiting = Vec::new();
@@ -34,18 +34,19 @@ pub(crate) async fn publish(
             }
         }
     }
+    // Nothing to send: no queue is bound, and the message is dropped as kombu does.
     if pipeline.is_empty() {
-        waiting.into_iter().for_each(|answer| drop(answer.send(Ok(()))));
-        return Ok(());
+        return Ok(waiting);
     }
-    let outcome: Result<(), BrokerError> = link.pipe(&pipeline).await;
-    for answer in waiting {
-        let _ = answer.send(match &outcome {
-            Ok(()) => Ok(()),
-            Err(error) => Err(link.gone(&format!("publishing failed: {error}"))),
-        });
+    match link.pipe::<()>(&pipeline).await {
+        Ok(()) => Ok(waiting),
+        Err(error) => {
+            for answer in waiting {
+                let _ = answer.send(Err(link.gone(&format!("publishing failed: {error}"))));
+            }
+            Err(error)
+        }
     }
-    outcome
 }
 
 async fn push(

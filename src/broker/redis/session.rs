@@ -97,6 +97,8 @@ pub(super) struct Live {
     parks: Vec<(Tag, f64)>,
     unparks: Vec<Tag>,
     publications: Vec<(Box<Publication>, Answer)>,
+    /// Publications that are done, told once everything that was said before them is done too.
+    published: Vec<Answer>,
     changes: Vec<Command>,
     closing: Option<oneshot::Sender<()>>,
 }
@@ -149,6 +151,7 @@ impl Live {
             parks: Vec::new(),
             unparks: Vec::new(),
             publications: Vec::new(),
+            published: Vec::new(),
             changes: Vec::new(),
             closing: None,
         }
@@ -194,6 +197,7 @@ impl Live {
                 return Ok(answer);
             }
             self.claim().await?;
+            self.tell_published();
             if Instant::now() >= self.next_beat {
                 self.beat().await?;
             }
@@ -304,7 +308,7 @@ impl Live {
         }
         if !self.publications.is_empty() {
             let publications = std::mem::take(&mut self.publications);
-            publish::publish(&self.link, &self.shared, publications).await?;
+            self.published.extend(publish::publish(&self.link, &self.shared, publications).await?);
         }
         if !self.parks.is_empty() {
             self.park().await?;
@@ -324,6 +328,12 @@ impl Live {
             self.given_back.clear();
         }
         Ok(())
+    }
+
+    fn tell_published(&mut self) {
+        for answer in self.published.drain(..) {
+            let _ = answer.send(Ok(()));
+        }
     }
 
     async fn park(&mut self) -> Result<(), BrokerError> {
@@ -619,13 +629,8 @@ impl Live {
             self.ready = false;
             return Ok(());
         }
-        let mut look = redis::cmd("EXISTS");
         let lists = self.sources.iter().flat_map(|source| &source.lists);
-        for list in lists.filter(|list| !self.skipped.contains(*list)) {
-            look.arg(list);
-        }
-        let there: i64 = if look.args_iter().len() > 1 { self.link.query(&look).await? } else { 0 };
-        self.ready = there > 0;
+        self.ready = self.link.watch(lists.filter(|list| !self.skipped.contains(*list))).await? > 0;
         if self.ready && count == 0 {
             self.futile += 1;
             if self.futile >= FUTILE {
@@ -717,6 +722,7 @@ impl Live {
         self.given_back = held.into_iter().map(|tag| (tag, self.shared.field(self.session, tag))).collect();
         self.carry_out().await?;
         self.claim().await?;
+        self.tell_published();
         if let Some(control) = self.control.take() {
             control.delete(&self.link, &self.shared).await?;
         }
@@ -735,5 +741,6 @@ impl Live {
             self.take(command);
         }
         self.shared.unconfirmed().append(&mut self.settled);
+        self.tell_published();
     }
 }

@@ -76,6 +76,13 @@ impl Client {
         self.controls.pop_front().expect("just looked")
     }
 
+    /// Waits until the broker has said that it no longer knows this delivery.
+    pub(crate) async fn forgets(&mut self, tag: Tag) {
+        while !self.forgotten.contains(&tag) {
+            self.event("the broker to forget").await;
+        }
+    }
+
     /// Listens for a while: how many deliveries have come that nobody has taken yet.
     pub(crate) async fn pending(&mut self) -> usize {
         while let Ok(Some(event)) = timeout(QUIET, self.session.events.recv()).await {

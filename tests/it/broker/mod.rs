@@ -8,7 +8,7 @@ mod checks;
 pub(crate) mod client;
 mod filesystem;
 mod memory;
-mod redis;
+pub(crate) mod redis;
 
 use std::sync::Arc;
 

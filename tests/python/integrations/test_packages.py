@@ -26,7 +26,13 @@ def test_sentry_gets_transactions_and_errors(alike):
         stage.wait_journal("sentry.transaction", count=4)
         worker.stop()
         transactions = sorted(
-            (line["transaction"], line["op"], line["status"], tuple(line["spans"]))
+            (
+                line["transaction"],
+                line["op"],
+                line["status"],
+                # Results that go through the supervisor need no Redis client in the child.
+                tuple(span for span in line["spans"] if span != "db.redis"),
+            )
             for line in stage.journal("sentry.transaction")
         )
         traces = {

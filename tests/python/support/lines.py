@@ -38,3 +38,11 @@ def lines(log):
 def lines_of_task(log, task_id):
     """The records that name the task, in order."""
     return [line for raw in log.splitlines() if task_id in raw for line in lines(raw)]
+
+
+def by_process(found):
+    """The order within a process is kept; between processes there is none."""
+    sorted_out = {}
+    for level, process, text in found:
+        sorted_out.setdefault(process, []).append((level, text))
+    return sorted_out

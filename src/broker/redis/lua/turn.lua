@@ -46,19 +46,19 @@ for step = 0, steps - 1 do
         end
       end
     end
-    local depth, more = 1, true
-    while more do
-      more = false
+    -- In turns: one of each, then the next of each. Otherwise all of the first queue, then of the second.
+    local deepest = 0
+    for _, from in ipairs(taken) do
+      deepest = math.max(deepest, #from[3])
+    end
+    for depth = 1, fair and deepest or 1 do
       for _, from in ipairs(taken) do
-        local item = from[3][depth]
-        if item then
-          more = true
+        for place = depth, fair and math.min(depth, #from[3]) or #from[3] do
           reply[#reply + 1] = from[1]
-          reply[#reply + 1] = item
+          reply[#reply + 1] = from[3][place]
           lists[#lists + 1] = from[2]
         end
       end
-      depth = depth + 1
     end
     live = still
   end
