@@ -126,9 +126,7 @@ class Incidents:
         message = self._message(envelope, body)
         exc = OverflowError(reason)
         eta = message.headers.get("eta")
-        logger.error(
-            "Couldn't convert ETA %r to timestamp: %r. Task: %r", eta, exc, message.headers.get("id")
-        )
+        logger.error("Couldn't convert ETA %r to timestamp: %r. Task: %r", eta, exc, message.headers.get("id"))
         message.headers["eta"] = None
         request = self._request(envelope, body)
         request.task.backend.mark_as_failure(
