@@ -29,8 +29,8 @@ test: servers
 	$(MAKE) test-rust
 	$(MAKE) test-python
 
-test-rust:
-	PATH="$$PATH:/usr/sbin" $(CARGO) test --locked
+test-rust: $(BIN)/.test-requirements
+	PYTHON="$(abspath $(BIN))/python" PATH="$$PATH:/usr/sbin" $(CARGO) test --locked
 
 test-python: build $(BIN)/.test-requirements
 	CONFORMANCE="$(CONFORMANCE)" $(BIN)/python -m pytest $(PYTEST)

@@ -36,6 +36,20 @@ class ChildPipe:
         wait: bool,
     ) -> str | None: ...
 
+class KombuPort:
+    """What kombu's thread has of a broker session; see `celeriac.kombu_bridge`."""
+
+    def fileno(self) -> int: ...
+    def take(self) -> list[tuple[str, Any]]: ...
+    def started(self) -> None: ...
+    def lost(self, reason: str, retryable: bool) -> None: ...
+    def deliver(
+        self,
+        messages: list[tuple[int, str, tuple[bytes, str, str, str | None, str | None, str, str, bool]]],
+    ) -> bool: ...
+    def control(self, message: tuple[bytes, str, str, str | None, str | None, str, str, bool]) -> bool: ...
+    def answer(self, number: int, error: str | None) -> None: ...
+
 def parse_globals(argv: list[str], env: dict[str, str], version: str) -> str:
     """The global options and the command, as JSON."""
 
@@ -51,7 +65,16 @@ def options_reference() -> str:
 def foreign_broker(config: str) -> str | None:
     """The scheme of the first broker address that is not spoken natively."""
 
+def knows_backend(config: str, broker: str) -> bool:
+    """Whether results can be written natively to this backend."""
+
 def run_worker(
-    config: str, hooks: Any, *, zygote_fd: int, zygote_pid: int, wants_received: bool
+    config: str,
+    hooks: Any,
+    *,
+    zygote_fd: int,
+    zygote_pid: int,
+    wants_received: bool,
+    bridges: list[Any] | None = None,
 ) -> tuple[int, bool, str | None]:
     """Runs the worker until it ends: exit status, restart, what broke it."""

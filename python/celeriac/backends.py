@@ -1,7 +1,7 @@
 """The native rung of result backends: results of children are written by the supervisor, in batches.
 
-The meta document is made and encoded by Celery's own backend object; only the write itself goes to the supervisor.
-Everything that reads, and everything of chords and groups, stays Celery's own.
+The meta document is made and encoded by Celery's own backend object; only the write itself goes to the
+supervisor. Everything that reads, and everything of chords and groups, stays Celery's own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import inspect
 import os
 import threading
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery import signals, states
@@ -226,7 +227,8 @@ class _Native:
     writer: Writer
 
     def __reduce__(self, *args: Any, **kwargs: Any) -> Any:
-        rebuild, (cls, *rest) = super().__reduce__(*args, **kwargs)  # type: ignore[misc]
+        made: Any = super().__reduce__(*args, **kwargs)
+        rebuild, (cls, *rest) = made
         # Elsewhere it is Celery's own class again.
         return rebuild, (cls.__mro__[cls.__mro__.index(_Native) + 1], *rest)
 
@@ -260,7 +262,10 @@ class _KeyValue(_Native):
     ) -> Any:
         if not self.writer.mine():
             return super()._store_result(task_id, result, state, traceback, request=request, **kwargs)  # type: ignore[misc]
-        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+        if self._native_plain:
+            meta = _plain_meta(self, result, state, traceback, request)
+        else:
+            meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = bytes_to_str(task_id)
         document = self.encode(meta)
         if isinstance(document, str) and len(document) > self._native_limit:
@@ -274,6 +279,23 @@ class _KeyValue(_Native):
             request,
         )
         return result
+
+
+def _plain_meta(backend: Any, result: Any, state: str, traceback: Any, request: Any) -> dict[str, Any]:
+    """`_get_result_meta` for results that are not extended, in UTC, at a third of its cost."""
+    ready = state in backend.READY_STATES
+    meta = {
+        "status": state,
+        "result": result,
+        "traceback": traceback,
+        "children": backend.current_task_children(request),
+        "date_done": datetime.now(timezone.utc).isoformat() if ready else None,
+    }
+    if request and getattr(request, "group", None):
+        meta["group_id"] = request.group
+    if request and getattr(request, "parent_id", None):
+        meta["parent_id"] = request.parent_id
+    return meta
 
 
 class _Redis(_KeyValue):
@@ -322,6 +344,17 @@ class _Rpc(_Native):
         return result
 
 
+def _has_plain_meta(app: Any, cls: type) -> bool:
+    utc = app.timezone is timezone.utc or getattr(app.timezone, "key", None) == "UTC"
+    return (
+        utc
+        and not app.conf.find_value_for_key("extended", "result")
+        and _is_celerys(cls, "_get_result_meta")
+        and _is_celerys(cls, "current_task_children")
+        and _is_celerys(type(app), "now")
+    )
+
+
 _MIXINS = {"RedisBackend": _Redis, "FilesystemBackend": _Filesystem, "RPCBackend": _Rpc}
 
 
@@ -334,7 +367,12 @@ def install(app: Any, pipe: ChildPipe) -> Writer:
         cls = type(backend)
         if (cls.__module__, cls.__qualname__) in NATIVE and not issubclass(cls, _Native):
             if cls not in made:
-                body = {"writer": writer, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+                body = {
+                    "writer": writer,
+                    "_native_plain": _has_plain_meta(app, cls),
+                    "__module__": cls.__module__,
+                    "__qualname__": cls.__qualname__,
+                }
                 made[cls] = type(cls.__name__, (_MIXINS[cls.__name__], cls), body)
             backend.__class__ = made[cls]
         return backend

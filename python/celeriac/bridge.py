@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 from celery.utils.debug import cry
 
-from celeriac import _core
+from celeriac import _core, kombu_bridge, ladder
 from celeriac.commands import Commands
 from celeriac.incidents import Incidents
 
@@ -45,6 +45,7 @@ def run(worker: Worker, zygote: Zygote) -> Ended:
         zygote_fd=zygote.socket,
         zygote_pid=zygote.pid,
         wants_received=bool(signals.task_received.receivers),
+        bridges=kombu_bridge.bridges(worker.app) if ladder.broker(worker.app).rung == "python" else None,
     )
     return Ended(exitcode, restart)
 
@@ -77,6 +78,8 @@ class Hooks:
                     how=fields["how"],
                     exitcode=fields["exit_code"],
                 )
+            case "heartbeat":
+                signals.heartbeat_sent.send(sender=self.worker.consumer)
             case "say":
                 say(fields, sys.__stdout__)
             case "cry":

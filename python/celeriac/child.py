@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
+import json
 import os
 import signal
 import sys
@@ -23,13 +24,14 @@ from celery import platforms, signals
 from celery._state import _set_task_join_will_block
 from celery.app import trace
 from celery.app.task import Context
+from celery.apps.worker import install_rdb_handler
 from celery.concurrency import prefork
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_logger
 from celery.utils.serialization import get_pickled_exception
 from kombu import compression, serialization
 from kombu.exceptions import ContentDisallowed
-from kombu.utils import json
+from kombu.utils import json as kombu_json
 from kombu.utils.encoding import safe_repr, safe_str
 
 from celeriac import backends
@@ -56,8 +58,8 @@ def main(plan: Plan, number: int, index: int, descriptor: int) -> int:
 
 
 def _prefork(plan: Plan, number: int, index: int, descriptor: int) -> int:
-    # Billiard's own process object does what it does in Celery: name and index that logs and user code read, stdin
-    # from /dev/null, fresh logging locks, after-fork hooks of the app and its pools.
+    # Billiard's own process object does what it does in Celery: name and index that logs and user code read,
+    # stdin from /dev/null, fresh logging locks, after-fork hooks of the app and its pools.
     process = billiard.get_context("fork").Process(
         target=_prefork_body, args=(plan, descriptor), name=f"ForkPoolWorker-{number}"
     )
@@ -80,6 +82,7 @@ def _prefork_body(plan: Plan, descriptor: int) -> None:
         reset_signals()
         signal.signal(signal.SIGUSR1, _on_soft_limit)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        install_rdb_handler()
         pipe.up()
         status = Lane(plan, pipe, writer).run()
     except SystemExit as leaving:
@@ -126,8 +129,7 @@ def _run_threads(plan: Plan, pipe: ChildPipe, writer: backends.Writer | None) ->
         status[0] = max(status[0], Lane(plan, pipe, writer).run())
 
     threads = [
-        threading.Thread(target=run, name=f"ThreadPoolExecutor-0_{lane}", daemon=True)
-        for lane in range(plan.lanes)
+        threading.Thread(target=run, name=f"ThreadPoolExecutor-0_{lane}", daemon=True) for lane in range(plan.lanes)
     ]
     for thread in threads:
         thread.start()
@@ -165,6 +167,15 @@ class Lane:
         self.writer = writer
         self.tasks = plan.app.tasks
         self.accept = serialization.prepare_accept_content(plan.app.conf.accept_content)
+        # Unless somebody has put something of theirs around it, JSON without kombu's notation for other types
+        # (most of it) is decoded without kombu's hook on every object.
+        registry = serialization.registry
+        self.plain_json = (
+            serialization.loads == registry.loads
+            and registry._decoders.get("application/json") is kombu_json.loads
+            and "application/json" not in registry._disabled_content_types
+            and "application/json" in self.accept
+        )
 
     def run(self) -> int:
         """Until it is told to leave; gives the exit status."""
@@ -188,7 +199,7 @@ class Lane:
             request = self.request(job)
             packed = request.get("compression")
             content = compression.decompress(body, packed) if packed else body
-            payload = serialization.loads(content, content_type, content_encoding, accept=self.accept)
+            payload = self.decode(content, content_type, content_encoding)
         except ContentDisallowed as exc:
             pipe.malformed(number, str(exc))
             return None
@@ -205,16 +216,15 @@ class Lane:
         except KeyError:
             pipe.malformed(number, f"task {name!r} is not registered in the child")
             return None
-        if acks_early:
-            pipe.accepted(number)
-        request.update(
-            {"args": args, "kwargs": kwargs, "hostname": self.plan.hostname, "is_eager": False}, **embed
-        )
+        request.update({"args": args, "kwargs": kwargs, "hostname": self.plan.hostname, "is_eager": False}, **embed)
         if self.writer:
             current = self.writer.job
             current.number, current.task, current.uuid = number, task, uuid
         try:
+            # From the acceptance on: that is when the soft limit begins to run.
             _interruptible = True
+            if acks_early:
+                pipe.accepted(number)
             retval, info, runtime, retstr = task.__trace__(uuid, args, kwargs, request)
             _interruptible = False
         except BaseException as exc:
@@ -228,11 +238,21 @@ class Lane:
             return None
         return self.unsuccessful(number, retval, runtime or 0.0)
 
+    def decode(self, content: bytes, content_type: str, content_encoding: str) -> Any:
+        """What kombu makes of a body; raises what it raises."""
+        if self.plain_json and content_type == "application/json" and _is_plain(content):
+            try:
+                return json.loads(content.decode())
+            except ValueError:
+                # Kombu words it.
+                pass
+        return serialization.loads(content, content_type, content_encoding, accept=self.accept)
+
     def request(self, job: Job) -> dict[str, Any]:
         """What Celery's `Request` makes of a message for the tracer."""
         _, _, _, headers, properties, exchange, routing_key, redelivered, *_ = job
-        request: dict[str, Any] = json.loads(headers)
-        props: dict[str, Any] = json.loads(properties)
+        request: dict[str, Any] = _loads(headers)
+        props: dict[str, Any] = _loads(properties)
         request["properties"] = props
         request["reply_to"] = props.get("reply_to")
         request["correlation_id"] = props.get("correlation_id")
@@ -253,14 +273,14 @@ class Lane:
         traceback = safe_str(einfo.traceback)
         pipe = self.pipe
         if isinstance(exc, Reject):
-            pipe.rejected(number, bool(exc.requeue), _describe(einfo), traceback)
+            pipe.rejected(number, bool(exc.requeue), safe_str(exc.reason), traceback)
         elif isinstance(exc, Ignore):
             pipe.ignored(number)
         elif isinstance(exc, Retry):
             pipe.retried(number, safe_repr(exc.exc), traceback)
         else:
             pipe.failed(number, _describe(einfo), traceback, runtime)
-            if isinstance(exc, MemoryError):
+            if isinstance(exc, MemoryError) and self.plan.lanes == 1:
                 # As in Celery the process is not trusted any more.
                 return EX_FAILURE
         return None
@@ -270,13 +290,24 @@ class Lane:
         if terminate_handler_fired():
             # We were told to die and the task did not finish: the supervisor knows why.
             raise exc
-        if isinstance(exc, SystemExit | KeyboardInterrupt):
+        # Other tasks run in a process of threads: one of them cannot end it.
+        if isinstance(exc, SystemExit | KeyboardInterrupt) and self.plan.lanes == 1:
             return self.exited(number, exc)
         einfo = ExceptionInfo()
         if isinstance(exc, Reject | Ignore | Retry):
             return self.unsuccessful(number, einfo, 0.0)
         context = Context(request)
-        task.backend.mark_as_failure(context.id, exc, einfo.traceback, request=context)
+        ignored = task.ignore_result if context.ignore_result is None else context.ignore_result
+        try:
+            task.backend.mark_as_failure(
+                context.id,
+                exc,
+                einfo.traceback,
+                request=context,
+                store_result=not ignored or task.store_errors_even_if_ignored,
+            )
+        except Exception:
+            logger.exception("Task %s[%s]: the failure could not be stored", task.name, context.id)
         signals.task_failure.send(
             sender=task,
             task_id=context.id,
@@ -300,6 +331,17 @@ class Lane:
             status = type(exc).__name__
         self.pipe.lost(number, status)
         return code if isinstance(code, int) else EX_FAILURE
+
+
+def _is_plain(text: bytes) -> bool:
+    """No `__type__`, not even in disguise."""
+    return b"__type__" not in text and b"\\u" not in text
+
+
+def _loads(text: str) -> Any:
+    if "__type__" in text or "\\u" in text:
+        return kombu_json.loads(text)
+    return json.loads(text)
 
 
 def _describe(einfo: Any) -> str:

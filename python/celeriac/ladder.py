@@ -16,7 +16,7 @@ import click
 from celery import bootsteps, signals
 from celery.exceptions import ImproperlyConfigured
 
-from celeriac import _core
+from celeriac import _core, backends
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -109,13 +109,13 @@ def broker(app: Celery) -> Decision:
 
 
 def backend(app: Celery) -> Decision:
-    """Native where the supervisor may write results itself."""
-    try:
-        from celeriac import backends  # type: ignore[attr-defined]
-    except ImportError:
-        return Decision("result backend", "python", ["Celery writes results in the child"])
-    native, reason = backends.decide(app)
-    return Decision("result backend", "native" if native else "python", [reason] if reason else [])
+    """Native where the supervisor may write results itself, and Rust speaks to the address."""
+    from celeriac import config
+
+    native, reason = backends.decide(app, broker_native=broker(app).rung == "native")
+    if native and not _core.knows_backend(json.dumps(config.backend(app, native=True)), json.dumps(config.broker(app))):
+        native, reason = False, "its address is none that Rust speaks to"
+    return Decision("result backend", "native" if native else "python", [reason])
 
 
 def _content(app: Celery) -> Decision:
@@ -204,11 +204,7 @@ def receivers(signal: Any) -> list[str]:
 
 def refused_options(options: Mapping[str, Any]) -> list[str]:
     """Keyword arguments of the worker that cannot be served; both doors come through here."""
-    plain = {
-        name: value
-        for name, value in options.items()
-        if isinstance(value, (str, int, float, list, tuple, bool))
-    }
+    plain = {name: value for name, value in options.items() if isinstance(value, (str, int, float, list, tuple, bool))}
     reason = _core.refuse_options(json.dumps(plain))
     return [reason] if reason else []
 

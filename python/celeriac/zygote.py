@@ -1,8 +1,8 @@
 """The zygote: a single-threaded process with the app imported, which forks the children.
 
-It exists so that no process ever forks while it has threads, and so that the children share the memory of the
-imported app. It is itself forked before the worker starts any thread. It serves the control socket whose records
-`src/pool/zygote.rs` describes, signals and reaps its children, and never touches the broker.
+It exists so that no process ever forks while it has threads, and so that the children share the memory of
+the imported app. It is itself forked before the worker starts any thread. It serves the control socket whose
+records `src/pool/zygote.rs` describes, signals and reaps its children, and never touches the broker.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from celery import platforms, signals
+from celery.concurrency.asynpool import AsynPool
 from celery.utils.log import get_logger
 
 from celeriac import child
@@ -34,7 +35,14 @@ FORKED, FAILED, SIGNALLED, EXITED = 1, 2, 3, 4
 
 #: Signals that a terminal or a service manager sends to every process of the worker: the supervisor alone
 #: decides what they mean. Children have their own rules.
-IGNORED = ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+IGNORED = {
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+}
 
 
 class Zygote(NamedTuple):
@@ -79,27 +87,32 @@ def start(plan: Plan) -> Zygote:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     gc.collect()
     gc.freeze()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     supervisor = os.getpid()
+    # The supervisor's handlers must not run in the zygote before it has its own.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         gc.unfreeze()
         theirs.close()
         return Zygote(pid, ours.detach())
-    _run(plan, supervisor, ours, theirs)
+    _run(plan, supervisor, mask, ours, theirs)
 
 
-def _run(plan: Plan, supervisor: int, ours: socket.socket, theirs: socket.socket) -> NoReturn:
+def _run(
+    plan: Plan, supervisor: int, mask: set[int | signal.Signals], ours: socket.socket, theirs: socket.socket
+) -> NoReturn:
     """The zygote's life. Nothing may get out of here: above it is the supervisor's own code."""
     status = 1
     try:
+        for signum in IGNORED:
+            signal.signal(signum, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         # The supervisor's death ends this process at once, and with it the children.
         platforms.set_pdeathsig("SIGKILL")
         if os.getppid() == supervisor:
             ours.close()
-            for name in IGNORED:
-                signal.signal(getattr(signal, name), signal.SIG_IGN)
             platforms.set_process_title("celeryd", info=f"{plan.hostname}:zygote")
             warm(plan.app, plan.hostname)
             gc.collect()
@@ -110,6 +123,13 @@ def _run(plan: Plan, supervisor: int, ours: socket.socket, theirs: socket.socket
         logger.critical("The process that forks the children ends with an error", exc_info=True)
     finally:
         os._exit(status)
+
+
+def _flush() -> None:
+    """What is buffered must not be written by both sides of a fork."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
 
 
 def warm(app: Any, hostname: str) -> None:
@@ -201,9 +221,8 @@ class _Server:
         self.control.sendall(RECORD.pack(kind, number, 0, value))
 
     def fork(self, number: int, index: int, descriptor: int) -> None:
-        signals.worker_before_create_process.send(sender=self.plan.app)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        signals.worker_before_create_process.send(sender=AsynPool)
+        _flush()
         zygote = os.getpid()
         try:
             pid = os.fork()

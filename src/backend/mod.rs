@@ -3,9 +3,14 @@
 //! The meta document is encoded where the task ran (by Celery's own backend object in a Python child, by
 //! [`crate::protocol::result`] for native tasks); here it is bytes with an id, a state and a time to live.
 
+pub mod disabled;
+pub mod document;
+pub mod file;
+pub mod memory;
 pub mod redis;
 pub mod rpc;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +38,18 @@ pub struct Record {
     pub content_type: String,
     /// Encoding of the document.
     pub content_encoding: String,
+}
+
+impl Record {
+    /// Where the document goes in a key/value store.
+    pub fn key(&self) -> Cow<'_, str> {
+        if self.key.is_empty() { Cow::Owned(key_of(&self.task_id)) } else { Cow::Borrowed(&self.key) }
+    }
+}
+
+/// Celery's key of a task's result, without any prefix of the configuration.
+pub fn key_of(task_id: &str) -> String {
+    format!("celery-task-meta-{task_id}")
 }
 
 /// A kind of backend at one address.
@@ -83,7 +100,13 @@ pub fn by_url(
     config: &BackendConfig,
     broker: &BrokerConfig,
 ) -> Result<Option<Arc<dyn ResultBackend>>, BackendError> {
-    match config.url.split_once("://").map_or(config.url.as_str(), |(scheme, _)| scheme) {
+    if config.url.is_empty() {
+        return Ok(Some(Arc::new(disabled::DisabledBackend)));
+    }
+    match config.url.split_once(':').map_or(config.url.as_str(), |(scheme, _)| scheme) {
+        "disabled" => Ok(Some(Arc::new(disabled::DisabledBackend))),
+        "file" => Ok(Some(Arc::new(file::FileBackend::open(&config.url)?))),
+        "memory" => Ok(Some(Arc::new(memory::MemoryBackend::open(&config.url)))),
         "rpc" => Ok(rpc::Rpc::new(config, broker)?.map(|rpc| Arc::new(rpc) as Arc<dyn ResultBackend>)),
         _ => Ok(redis::RedisBackend::new(config)?.map(|redis| Arc::new(redis) as Arc<dyn ResultBackend>)),
     }

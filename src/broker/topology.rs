@@ -1,10 +1,10 @@
 //! Queues, exchanges and bindings, as the app declares them.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// An exchange.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Exchange {
     /// Name, `""` for the default exchange.
     pub name: String,
@@ -29,7 +29,7 @@ pub struct Exchange {
 }
 
 /// A binding of a queue.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Binding {
     /// The exchange it is bound to.
     pub exchange: Exchange,
@@ -42,7 +42,7 @@ pub struct Binding {
 }
 
 /// A queue, with the bindings that make messages reach it.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Queue {
     /// Name.
     pub name: String,

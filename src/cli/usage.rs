@@ -202,7 +202,7 @@ fn message(problem: &str, command: Option<&str>) -> String {
 /// All options in Markdown.
 pub(super) fn reference() -> String {
     let mut text = String::from(
-        "# Options\n\nMade from `src/cli/flags.rs` by `python -m celeriac.reference`; do not edit.\n\n\
+        "# Options\n\nMade from `src/cli/flags.rs` (`celeriac._core.options_reference`); a test compares them.\n\n\
          Each option of `celeriac worker` is also read from the environment: `CELERY_WORKER_` and its name,\n\
          global ones from `CELERY_` and the name.\n",
     );

@@ -103,22 +103,7 @@ impl ToChild {
     /// Appends the frame.
     pub fn encode(&self, out: &mut BytesMut) {
         frame(out, |out| match self {
-            Self::Run(job) => {
-                out.put_u8(1);
-                out.put_u64_le(job.id);
-                put(out, job.task.as_bytes());
-                put(out, job.task_id.as_bytes());
-                put(out, job.headers.as_bytes());
-                put(out, job.properties.as_bytes());
-                put(out, job.info.exchange.as_bytes());
-                put(out, job.info.routing_key.as_bytes());
-                put(out, job.info.queue.as_bytes());
-                out.put_u8(u8::from(job.info.redelivered));
-                put(out, &job.body);
-                put(out, job.content_type.as_bytes());
-                put(out, job.content_encoding.as_bytes());
-                out.put_u8(u8::from(job.acks_early));
-            }
+            Self::Run(job) => put_job(out, job),
             Self::Stored { serial, error } => {
                 out.put_u8(2);
                 out.put_u64_le(*serial);
@@ -127,6 +112,11 @@ impl ToChild {
             Self::Stop => out.put_u8(3),
             Self::Recycle => out.put_u8(4),
         });
+    }
+
+    /// Appends the frame of [`ToChild::Run`] for a job that the caller keeps.
+    pub fn encode_run(job: &Job, out: &mut BytesMut) {
+        frame(out, |out| put_job(out, job));
     }
 
     /// Reads a payload given by [`split`].
@@ -227,6 +217,23 @@ impl FromChild {
             kind => return Err(FrameError::Kind(kind)),
         })
     }
+}
+
+fn put_job(out: &mut BytesMut, job: &Job) {
+    out.put_u8(1);
+    out.put_u64_le(job.id);
+    put(out, job.task.as_bytes());
+    put(out, job.task_id.as_bytes());
+    put(out, job.headers.as_bytes());
+    put(out, job.properties.as_bytes());
+    put(out, job.info.exchange.as_bytes());
+    put(out, job.info.routing_key.as_bytes());
+    put(out, job.info.queue.as_bytes());
+    out.put_u8(u8::from(job.info.redelivered));
+    put(out, &job.body);
+    put(out, job.content_type.as_bytes());
+    put(out, job.content_encoding.as_bytes());
+    out.put_u8(u8::from(job.acks_early));
 }
 
 fn seconds(value: f64) -> Duration {

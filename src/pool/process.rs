@@ -13,19 +13,20 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::Event;
 use super::ipc::{FromChild, ToChild, split};
 use super::processes::Shared;
 use super::slots::{Duty, Leave};
 use super::zygote::{Command, Number, Report, Scope, human_status};
+use super::{Event, Job};
 use crate::error::back_off;
 
 /// A child that was told to leave is killed after this long: its own limit on exit hooks is shorter.
 const LEAVING: Duration = Duration::from_secs(15);
 /// A child whose socket is closed can do nothing more; it has this long to be gone by itself.
 const HUNG_UP: Duration = Duration::from_secs(2);
-/// Space for the frames of a burst; larger frames make it grow.
-const READ: usize = 64 * 1024;
+/// Space for the frames of a burst; larger frames make it grow. A result that waits to be written keeps the whole
+/// of it alive.
+const READ: usize = 16 * 1024;
 
 /// The way to write to a child. Writing never blocks: what the socket does not take waits in the outbox, which
 /// the child's owner empties.
@@ -46,9 +47,18 @@ impl Link {
 
     /// Writes a frame, or leaves it to the owner.
     pub(super) fn send(&self, frame: &ToChild) {
+        self.post(|outbox| frame.encode(outbox));
+    }
+
+    /// Gives the child a job.
+    pub(super) fn run(&self, job: &Job) {
+        self.post(|outbox| ToChild::encode_run(job, outbox));
+    }
+
+    fn post(&self, encode: impl FnOnce(&mut BytesMut)) {
         let mut outbox = self.outbox();
         let waiting = !outbox.is_empty();
-        frame.encode(&mut outbox);
+        encode(&mut outbox);
         if !waiting {
             self.write(&mut outbox);
         }
@@ -113,6 +123,8 @@ struct Process {
     buffer: BytesMut,
     /// Set once it has been seen off: its place belongs to another.
     leaving_until: Option<Instant>,
+    /// The kernel says that the child was gone with something of ours unread.
+    unread: bool,
 }
 
 /// Keeps a child at a place for as long as one is wanted there.
@@ -195,6 +207,7 @@ async fn fork(shared: &Arc<Shared>, index: u32, events: &mpsc::Sender<Event>) ->
         events: events.clone(),
         buffer: BytesMut::with_capacity(READ),
         leaving_until: None,
+        unread: false,
     })
 }
 
@@ -208,8 +221,8 @@ impl Process {
             tokio::select! {
                 read = self.socket.read_buf(&mut self.buffer), if readable => match read {
                     Ok(count) if count > 0 => self.frames().await,
-                    // Closed, or reset because the child died with a frame of ours unread.
-                    _ => {
+                    ended => {
+                        self.unread |= ended.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset);
                         readable = false;
                         hung_up = Some(Instant::now() + HUNG_UP);
                     }
@@ -238,6 +251,10 @@ impl Process {
         }
     }
 
+    fn name(&self) -> String {
+        self.shared.process_name(self.number)
+    }
+
     fn kill_at(&self) -> Option<Instant> {
         self.shared.slots().kill_at(self.index, self.number)
     }
@@ -246,8 +263,8 @@ impl Process {
         if self.shared.slots().killed(self.index, self.number) {
             tracing::error!(
                 target: "celery.pool",
-                "Timed out waiting for UP message from <ForkProcess(ForkPoolWorker-{}, started daemon)>",
-                self.number
+                "Timed out waiting for UP message from <ForkProcess({}, started daemon)>",
+                self.name()
             );
         }
         self.shared.signal(self.number, 9, Scope::Group);
@@ -267,8 +284,8 @@ impl Process {
                 Err(error) => {
                     tracing::error!(
                         target: "celery.pool",
-                        "Process 'ForkPoolWorker-{}' pid:{} wrote what is no frame ({error}): killed.",
-                        self.number, self.pid
+                        "Process '{}' pid:{} wrote what is no frame ({error}): killed.",
+                        self.name(), self.pid
                     );
                     self.buffer.clear();
                     self.shared.signal(self.number, 9, Scope::Process);
@@ -302,26 +319,29 @@ impl Process {
         // Past the runtime, whose idea of readiness may be older than the last write. Not until end-of-file:
         // a process that the task left behind may hold the socket open.
         let mut bytes = vec![0; READ];
-        while let Ok(count) =
-            rustix::io::retry_on_intr(|| rustix::io::read(self.socket.as_ref().as_fd(), &mut bytes[..]))
-        {
-            if count == 0 {
-                break;
+        loop {
+            let socket = self.socket.as_ref().as_fd();
+            match rustix::io::retry_on_intr(|| rustix::io::read(socket, &mut bytes[..])) {
+                Ok(0) => break,
+                Ok(count) => self.buffer.extend_from_slice(&bytes[..count]),
+                Err(error) => {
+                    self.unread |= error == rustix::io::Errno::CONNRESET;
+                    break;
+                }
             }
-            self.buffer.extend_from_slice(&bytes[..count]);
         }
         self.frames().await;
         let mut events = Vec::new();
         let (doomed, stillborn) = {
             let mut slots = self.shared.slots();
             let doomed = slots.doomed(self.index, self.number);
-            (doomed, slots.dead(self.index, self.number, code, &mut events))
+            (doomed, slots.dead(self.index, self.number, code, self.unread, &mut events))
         };
         if !doomed && !matches!(code, 0 | RECYCLED) {
             tracing::error!(
-                target: "celery.pool",
-                "Process 'ForkPoolWorker-{}' pid:{} exited with '{}'",
-                self.number, self.pid, human_status(code)
+                target: "multiprocessing",
+                "Process '{}' pid:{} exited with '{}'",
+                self.name(), self.pid, human_status(code)
             );
         }
         self.send(events).await;

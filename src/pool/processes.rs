@@ -39,11 +39,20 @@ pub(super) struct Shared {
     lived: AtomicBool,
     trouble: Mutex<Option<String>>,
     troubled: CancellationToken,
+    kind: Kind,
 }
 
 impl Shared {
     pub(super) fn slots(&self) -> MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a child's process is called in the log.
+    pub(super) fn process_name(&self, number: Number) -> String {
+        match self.kind {
+            Kind::Prefork => format!("ForkPoolWorker-{number}"),
+            Kind::Threads | Kind::Solo => "MainProcess".to_owned(),
+        }
     }
 
     pub(super) fn next_number(&self) -> Number {
@@ -114,6 +123,7 @@ pub fn start(config: &PoolConfig, zygote: ZygoteHandle, tracker: &TaskTracker) -
         lived: AtomicBool::new(false),
         trouble: Mutex::new(None),
         troubled: CancellationToken::new(),
+        kind,
     });
     let mut keeper = Keeper {
         zygote: Zygote::new(zygote)?,
@@ -169,6 +179,10 @@ impl Keeper {
                 return;
             }
         }
+        let abandoned = self.shared.slots().abandoned();
+        for event in abandoned {
+            let _ = self.events.send(event).await;
+        }
         self.zygote.end().await;
     }
 
@@ -197,6 +211,10 @@ impl Keeper {
         drop(inbox);
         let status = zygote.end().await;
         while places.join_next().await.is_some() {}
+        let abandoned = shared.slots().abandoned();
+        for event in abandoned {
+            let _ = events.send(event).await;
+        }
         if !shared.stopping.is_cancelled() {
             let why = format!(
                 "the process that forks the children (zygote) died with {status}, and the children with it: \
@@ -212,6 +230,12 @@ struct Processes {
     kind: Kind,
     shared: Arc<Shared>,
     grow: mpsc::UnboundedSender<u32>,
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        self.stop(Instant::now());
+    }
 }
 
 impl Pool for Processes {
@@ -240,9 +264,7 @@ impl Pool for Processes {
     }
 
     fn submit(&mut self, job: Job) -> Result<(SlotId, u32), Box<Job>> {
-        let Some((slot, pid, link)) = self.shared.slots().take(job.id) else { return Err(Box::new(job)) };
-        link.send(&ToChild::Run(Box::new(job)));
-        Ok((slot, pid))
+        self.shared.slots().submit(Box::new(job))
     }
 
     fn interrupt(&mut self, job: JobId, how: Interrupt) {

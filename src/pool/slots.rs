@@ -4,7 +4,7 @@
 //! leaves or dies is replaced at its place, under its slots. Every job that was given out is ended exactly once:
 //! by the child's own frame, or with the child's death.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::ipc::FromChild;
 use super::process::Link;
 use super::zygote::{Number, human_status};
-use super::{Event, Interrupt, JobId, Outcome, SlotId, StoreId};
+use super::{Event, Interrupt, Job, JobId, Outcome, SlotId, StoreId};
 
 /// When a child is replaced after a task.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,7 +42,9 @@ struct Child {
     /// Its slots were announced and are to be taken back once.
     announced: bool,
     /// What each of its slots runs.
-    lanes: Vec<Option<JobId>>,
+    lanes: Vec<Option<Box<Job>>>,
+    /// The job that it was given last, while nothing else was written to it.
+    last: Option<JobId>,
     ended: u32,
     /// Signals that the zygote has not yet confirmed. While there are any no job is given out: a soft limit
     /// must never reach the task after the one it was meant for.
@@ -75,12 +77,15 @@ pub(super) struct Slots {
     lanes: u32,
     wear: Wear,
     children: BTreeMap<u32, Child>,
-    /// Places that are not to be filled again.
+    /// The pool stops: no place is filled again.
     closing: bool,
+    /// Every place, and whether it is to hold a child.
     places: BTreeMap<u32, bool>,
     /// Last in, first out: the child that has just ended a task has the warmest caches.
     idle: Vec<SlotId>,
     jobs: HashMap<JobId, SlotId>,
+    /// Given to a child that died before it read them: they go to the next slot that is free.
+    unread: VecDeque<Box<Job>>,
 }
 
 impl Slots {
@@ -93,6 +98,7 @@ impl Slots {
             places: (0..places).map(|index| (index, true)).collect(),
             idle: Vec::new(),
             jobs: HashMap::new(),
+            unread: VecDeque::new(),
         }
     }
 
@@ -123,7 +129,8 @@ impl Slots {
                 link: None,
                 phase: Phase::Starting,
                 announced: false,
-                lanes: vec![None; self.lanes as usize],
+                lanes: (0..self.lanes).map(|_| None).collect(),
+                last: None,
                 ended: 0,
                 signals: 0,
                 doom: None,
@@ -148,17 +155,45 @@ impl Slots {
         self.children.get_mut(&index).filter(|child| child.number == number)
     }
 
-    /// Gives a job to an idle slot.
-    pub(super) fn take(&mut self, job: JobId) -> Option<(SlotId, u32, Arc<Link>)> {
-        while let Some(slot) = self.idle.pop() {
-            let (index, lane) = (slot / self.lanes, (slot % self.lanes) as usize);
-            let Some(child) = self.children.get_mut(&index) else { continue };
-            let Some(link) = child.link.clone() else { continue };
-            child.lanes[lane] = Some(job);
-            self.jobs.insert(job, slot);
-            return Some((slot, child.pid, link));
+    /// Gives a job to an idle slot; gives it back when none is.
+    pub(super) fn submit(&mut self, job: Box<Job>) -> Result<(SlotId, u32), Box<Job>> {
+        match self.idle.pop() {
+            Some(slot) => self.assign(slot, job),
+            None => Err(job),
         }
-        None
+    }
+
+    fn assign(&mut self, slot: SlotId, job: Box<Job>) -> Result<(SlotId, u32), Box<Job>> {
+        let child = self.children.get_mut(&(slot / self.lanes));
+        let Some((child, link)) = child.and_then(|child| child.link.clone().map(|link| (child, link))) else {
+            return Err(job);
+        };
+        link.run(&job);
+        self.jobs.insert(job.id, slot);
+        child.last = Some(job.id);
+        child.lanes[(slot % self.lanes) as usize] = Some(job);
+        Ok((slot, child.pid))
+    }
+
+    /// A slot can take a job.
+    fn free(&mut self, slot: SlotId) {
+        if let Some(job) = self.unread.pop_front() {
+            match self.assign(slot, job) {
+                Ok(_) => return,
+                Err(job) => self.unread.push_front(job),
+            }
+        }
+        self.idle.push(slot);
+    }
+
+    /// The pool is over: what no child ever read is lost.
+    pub(super) fn abandoned(&mut self) -> Vec<Event> {
+        let status = "before it was read";
+        let lost = |job: Box<Job>| Event::Ended {
+            job: job.id,
+            outcome: Outcome::WorkerLost { status: status.to_owned() },
+        };
+        self.unread.drain(..).map(lost).collect()
     }
 
     /// What a frame of a child means for the pool. A child that was seen off already can only store.
@@ -175,7 +210,7 @@ impl Slots {
                 child.phase = Phase::Up;
                 child.announced = true;
                 for slot in first..first + self.lanes {
-                    self.idle.push(slot);
+                    self.free(slot);
                     events.push(Event::Up { slot, pid });
                 }
             }
@@ -228,7 +263,7 @@ impl Slots {
         if lost || worn || child.doom.is_some() {
             self.leave(index, Leave::Recycle);
         } else if child.signals == 0 {
-            self.idle.push(slot);
+            self.free(slot);
         }
     }
 
@@ -241,6 +276,7 @@ impl Slots {
             return;
         }
         child.phase = Phase::Leaving;
+        child.last = None;
         if let Some(link) = &child.link {
             link.leave(how);
         }
@@ -299,14 +335,21 @@ impl Slots {
             (first..).zip(&child.lanes).filter(|(_, job)| job.is_none()).map(|(slot, _)| slot).collect();
         for slot in free {
             if !self.idle.contains(&slot) {
-                self.idle.push(slot);
+                self.free(slot);
             }
         }
     }
 
-    /// The child is dead and all it wrote was read. `code`: none when nobody could tell.
+    /// The child is dead and all it wrote was read. `unread`: it had not read what was written to it last.
     /// Returns whether the death says that children cannot live here: it died before it was up.
-    pub(super) fn dead(&mut self, index: u32, number: Number, code: i32, events: &mut Vec<Event>) -> bool {
+    pub(super) fn dead(
+        &mut self,
+        index: u32,
+        number: Number,
+        code: i32,
+        unread: bool,
+        events: &mut Vec<Event>,
+    ) -> bool {
         if self.child(index, number).is_none() {
             return false;
         }
@@ -315,10 +358,20 @@ impl Slots {
         self.idle.retain(|slot| !slots.contains(slot));
         let status = human_status(code);
         for job in child.lanes.into_iter().flatten() {
-            self.jobs.remove(&job);
+            self.jobs.remove(&job.id);
+            // Never seen by the child: not its victim.
+            if unread && child.last == Some(job.id) && child.doom.is_none() && !self.closing {
+                self.unread.push_back(job);
+                continue;
+            }
             let outcome =
                 child.doom.clone().unwrap_or_else(|| Outcome::WorkerLost { status: status.clone() });
-            events.push(Event::Ended { job, outcome });
+            events.push(Event::Ended { job: job.id, outcome });
+        }
+        if !self.unread.is_empty()
+            && let Some(slot) = self.idle.pop()
+        {
+            self.free(slot);
         }
         if child.announced {
             events.extend(slots.map(|slot| Event::Down { slot }));
@@ -350,8 +403,10 @@ impl Slots {
     }
 
     /// The child that waits for a store.
-    pub(super) fn waiting(&self, store: StoreId) -> Option<Arc<Link>> {
-        self.children.get(&(store.slot / self.lanes))?.link.clone()
+    pub(super) fn waiting(&mut self, store: StoreId) -> Option<Arc<Link>> {
+        let child = self.children.get_mut(&(store.slot / self.lanes))?;
+        child.last = None;
+        child.link.clone()
     }
 
     /// Adds places; says which.

@@ -166,24 +166,33 @@ impl ChildPipe {
         }
     }
 
-    /// Writes a frame whole. A supervisor that is gone is noticed by the next read.
+    fn writing(&self) -> MutexGuard<'_, BytesMut> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a frame, and those held back before it.
     fn write(&self, py: Python<'_>, frame: &FromChild) {
         py.detach(|| {
-            let mut out = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-            out.clear();
+            let mut out = self.writing();
             frame.encode(&mut out);
-            let mut rest = &out[..];
-            while !rest.is_empty() {
-                match rustix::io::retry_on_intr(|| send(&self.socket, rest, SendFlags::NOSIGNAL)) {
-                    Ok(count) => rest = &rest[count..],
-                    Err(_) => break,
-                }
-            }
-            // One huge result must not be paid for ever.
-            if out.capacity() > 16 * READ {
-                *out = BytesMut::new();
-            }
+            self.flush(&mut out);
         });
+    }
+
+    /// Writes whole frames. A supervisor that is gone is noticed by the next read.
+    fn flush(&self, out: &mut BytesMut) {
+        let mut rest = &out[..];
+        while !rest.is_empty() {
+            match rustix::io::retry_on_intr(|| send(&self.socket, rest, SendFlags::NOSIGNAL)) {
+                Ok(count) => rest = &rest[count..],
+                Err(_) => break,
+            }
+        }
+        out.clear();
+        // One huge result must not be paid for ever.
+        if out.capacity() > 16 * READ {
+            *out = BytesMut::new();
+        }
     }
 
     fn ended(&self, py: Python<'_>, job: u64, outcome: Outcome) {
@@ -229,6 +238,7 @@ impl ChildPipe {
 
     /// The next job, as a tuple; the exit status to leave with; or None when the supervisor is gone.
     fn recv<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        py.detach(|| self.flush(&mut self.writing()));
         match self.wait(py, Inbox::next)? {
             Next::Job(job) => Ok(Some(job_tuple(py, &job)?.into_any())),
             Next::Leave(status) => Ok(Some(status.into_pyobject(py)?.into_any())),
@@ -309,8 +319,13 @@ impl ChildPipe {
             content_type,
             content_encoding,
         };
+        if !wait {
+            // The outcome follows within microseconds: one write, one wake-up of the supervisor for both.
+            FromChild::Store { job, confirm: None, record }.encode(&mut self.writing());
+            return Ok(None);
+        }
         // Once it leaves, its place in the pool is another's: nobody would answer.
-        if !wait || job == 0 && self.inbox().leave.is_some() {
+        if job == 0 && self.inbox().leave.is_some() {
             self.write(py, &FromChild::Store { job, confirm: None, record });
             return Ok(None);
         }

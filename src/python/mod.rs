@@ -1,5 +1,6 @@
 //! The border to Python; pyo3 is named nowhere else. Calls are coarse: a configuration in, frames, hooks.
 
+mod broker;
 mod child;
 mod cli;
 mod errors;
@@ -16,7 +17,9 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     cli::register(module)?;
     module.add_function(wrap_pyfunction!(ladder::foreign_broker, module)?)?;
+    module.add_function(wrap_pyfunction!(ladder::knows_backend, module)?)?;
     module.add_function(wrap_pyfunction!(run::run_worker, module)?)?;
     module.add_class::<child::ChildPipe>()?;
+    module.add_class::<broker::KombuPort>()?;
     Ok(())
 }

@@ -8,9 +8,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Level;
 
+use super::broker::kombu_broker;
 use super::errors::exception;
 use super::hooks::{Call, PyHooks, pair, serve};
 use super::log::ToPython;
+use crate::broker::{Broker, BrokerConfig};
 use crate::config::Config;
 use crate::error::{BrokerError, Error, mask};
 use crate::pool::zygote::ZygoteHandle;
@@ -18,9 +20,9 @@ use crate::worker::{Exit, Parts};
 use crate::{backend, broker, pool, worker};
 
 /// Runs the worker until it ends: `(exit status, restart, what broke it)`. Takes over the zygote's socket.
-/// Must be called on the main thread; hooks run there.
+/// Must be called on the main thread; hooks run there. `bridges` are the brokers where kombu speaks to them.
 #[pyfunction]
-#[pyo3(signature = (config, hooks, *, zygote_fd, zygote_pid, wants_received))]
+#[pyo3(signature = (config, hooks, *, zygote_fd, zygote_pid, wants_received, bridges=None))]
 pub(super) fn run_worker(
     py: Python<'_>,
     config: &str,
@@ -28,11 +30,17 @@ pub(super) fn run_worker(
     zygote_fd: RawFd,
     zygote_pid: u32,
     wants_received: bool,
+    bridges: Option<Vec<Py<PyAny>>>,
 ) -> PyResult<(i32, bool, Option<String>)> {
     // SAFETY: python/celeriac/bridge.py detaches the descriptor from its socket object and gives it away here.
     #[expect(unsafe_code, reason = "a descriptor changes hands")]
     let socket = unsafe { OwnedFd::from_raw_fd(zygote_fd) };
     let config = Config::from_json(config).map_err(|error| exception(py, &error))?;
+    let bridges = bridges
+        .map(|bridges| {
+            bridges.into_iter().map(|bridge| kombu_broker(py, bridge)).collect::<PyResult<Vec<_>>>()
+        })
+        .transpose()?;
     let (py_hooks, calls, inbox) = pair(wants_received);
     let most = match (config.log_debug, config.log_info) {
         (true, _) => Level::DEBUG,
@@ -45,7 +53,7 @@ pub(super) fn run_worker(
     let thread = std::thread::Builder::new()
         .name("celeriac".to_owned())
         .spawn(move || {
-            let ended = run(config, py_hooks, ZygoteHandle { socket, pid: zygote_pid });
+            let ended = run(config, bridges, py_hooks, ZygoteHandle { socket, pid: zygote_pid });
             let _ = calls.send(Call::Over);
             ended
         })
@@ -60,23 +68,29 @@ pub(super) fn run_worker(
     }
 }
 
-fn run(config: Config, hooks: PyHooks, zygote: ZygoteHandle) -> Result<Exit, Error> {
+/// The brokers of the configuration, all of which are spoken natively.
+fn native_brokers(config: &BrokerConfig) -> Result<Vec<Arc<dyn Broker>>, Error> {
+    let open = |url: &String| {
+        broker::by_url(url, config)?.ok_or_else(|| {
+            let reason = "only kombu speaks to it, and the ladder did not say so".to_owned();
+            Error::Broker(BrokerError::Address { address: mask(url), reason })
+        })
+    };
+    broker::reconnect::addresses(&config.urls).iter().map(open).collect()
+}
+
+fn run(
+    config: Config,
+    bridges: Option<Vec<Arc<dyn Broker>>>,
+    hooks: PyHooks,
+    zygote: ZygoteHandle,
+) -> Result<Exit, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Error::Internal(format!("cannot start the runtime: {error}")))?;
     runtime.block_on(async move {
-        let brokers = broker::reconnect::addresses(&config.broker.urls)
-            .iter()
-            .map(|url| {
-                broker::by_url(url, &config.broker)?.ok_or_else(|| {
-                    Error::Broker(BrokerError::Address {
-                        address: mask(url),
-                        reason: "no transport of this name is hosted yet".to_owned(),
-                    })
-                })
-            })
-            .collect::<Result<Vec<_>, Error>>()?;
+        let brokers = bridges.map_or_else(|| native_brokers(&config.broker), Ok)?;
         let backend = match (config.backend.native, backend::by_url(&config.backend, &config.broker)?) {
             (false, _) => None,
             (true, Some(backend)) => Some(backend),

@@ -9,15 +9,14 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Exit;
-use super::acks::{self, Ending, Kill};
 use super::dispatch::{Refusal, Rules, Verdict, dispatch};
 use super::hooks::{Hooks, Incident, LogRecord, Notice, Report};
-use super::jobs::{Jobs, Limit, Running};
+use super::jobs::{Jobs, Running};
 use super::link::{Link, LinkEvent};
 use super::request::Request;
 use super::results::{Write, Written};
@@ -25,12 +24,13 @@ use super::revoked::{Bounds, Revoked, RevokedTasks};
 use super::schedule::{Due, RateLimits};
 use super::shutdown::{Cause, Phase, Said, Shutdown};
 use crate::broker::reconnect::Why;
-use crate::broker::{self, Command, Delivery, Handle, Publication, Settlement, Tag};
+use crate::broker::{self, Command, Delivery, Handle, Settlement, Tag};
 use crate::clock;
 use crate::cluster::clock::LamportClock;
 use crate::config::Config;
-use crate::control::{self, Handled};
-use crate::pool::{self, Interrupt, JobId, Outcome, Pool};
+use crate::control::{self};
+use crate::error::{BrokerError, Error};
+use crate::pool::{self, JobId, Pool};
 use crate::protocol::{DeliveryInfo, Message, TaskHeaders, repr};
 
 /// An `eta` further away than this is parked in the broker, where the broker can: nearer ones are not worth two commands.
@@ -39,8 +39,6 @@ const PARK_BEYOND: f64 = 10.0;
 const SHOWN: usize = 10_000;
 /// Longest sleep of the timer; the wall clock may step.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
-/// Pool events taken in one turn before the broker is told of them.
-const POOL_BATCH: usize = 256;
 /// How long killed children may take at a cold stop.
 const COLD_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -49,6 +47,8 @@ const COLD_PATIENCE: Duration = Duration::from_secs(5);
 pub(super) enum Waiting {
     /// For its `eta`, counted as one more prefetched message.
     Eta(Box<Request>),
+    /// No request: the next heartbeat.
+    Heartbeat,
     /// For its turn under a rate limit.
     Limited(Box<Request>),
     /// For its `eta`, in the broker. `shown`: what `inspect scheduled` shows of it, where that is still kept.
@@ -64,10 +64,10 @@ pub(super) struct Shown {
 }
 
 /// A report that was carried out.
-struct Reported {
-    job: Option<JobId>,
-    refused: Option<(Handle, Settlement)>,
-    answer: Option<Settlement>,
+pub(super) struct Reported {
+    pub(super) job: Option<JobId>,
+    pub(super) refused: Option<(Handle, Settlement)>,
+    pub(super) answer: Option<Settlement>,
 }
 
 /// The channels that the loop listens on besides link and pool.
@@ -95,31 +95,31 @@ pub(super) struct Consumer {
     pub(super) revoked: RevokedTasks,
     /// Rate limits as their last writer wrote them.
     pub(super) rate_texts: HashMap<String, String>,
-    reports: JoinSet<Reported>,
-    asking: JoinSet<Option<(control::Request, Option<Value>)>>,
+    pub(super) reports: JoinSet<Reported>,
+    pub(super) asking: JoinSet<Option<(control::Request, Option<Value>)>>,
     receiving: FuturesOrdered<BoxFuture<'static, Request>>,
     etas: u32,
     told_prefetch: u32,
     started: Instant,
     stop_until: Option<Instant>,
-    slots_up: usize,
+    pub(super) slots_up: usize,
     connected: bool,
     ready_told: bool,
-    broken: Option<String>,
+    pub(super) broken: Option<String>,
 }
 
 impl Consumer {
     pub(super) fn new(
         config: Config,
-        rules: Rules,
         link: Link,
         pool: Box<dyn Pool>,
         hooks: Arc<dyn Hooks>,
         writes: Option<mpsc::UnboundedSender<Write>>,
-        prefetch: u32,
-        bounds: Bounds,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, Error> {
+        let rules = Rules::of(&config)?;
+        let bounds = Bounds::from_env(|name| std::env::var(name).ok()).map_err(Error::Config)?;
+        let prefetch = config.prefetch();
+        Ok(Self {
             config,
             rules,
             link,
@@ -147,7 +147,7 @@ impl Consumer {
             connected: false,
             ready_told: false,
             broken: None,
-        }
+        })
     }
 
     /// Runs until the worker is to end and nothing is left to do.
@@ -223,17 +223,7 @@ impl Consumer {
                 );
                 self.on_lost();
             }
-            LinkEvent::GaveUp(error, why) => {
-                let reason = match why {
-                    Why::Refused => error.to_string(),
-                    Why::Disabled { setting } => format!("{error} ({setting} is off)"),
-                    Why::Exhausted => format!("{error} (broker_connection_max_retries is used up)"),
-                };
-                tracing::error!(target: "celery.worker", "Unrecoverable error: {reason}");
-                self.on_lost();
-                self.broken = Some(reason);
-                self.on_cause(Cause::Failure);
-            }
+            LinkEvent::GaveUp(error, why) => self.on_gave_up(&error, why),
             LinkEvent::Broker(broker::Event::Deliveries(deliveries)) => {
                 deliveries.into_iter().for_each(|delivery| self.on_delivery(delivery));
             }
@@ -250,6 +240,27 @@ impl Consumer {
         }
     }
 
+    fn on_gave_up(&mut self, error: &BrokerError, why: Why) {
+        let reason = match why {
+            Why::Refused => error.to_string(),
+            Why::Exhausted => format!("{error} (broker_connection_max_retries is used up)"),
+            Why::Disabled { setting } => {
+                let again = if self.ready_told { "re-establish" } else { "establish" };
+                tracing::error!(
+                    target: "celery.worker.consumer.consumer",
+                    "Retrying to {again} a connection to the message broker after a connection loss has been disabled \
+                     (app.conf.{setting}=False). Shutting down..."
+                );
+                error.to_string()
+            }
+        };
+        tracing::error!(target: "celery.worker", "Unrecoverable error: {reason}");
+        self.on_lost();
+        self.broken = Some(reason);
+        self.on_cause(Cause::Failure);
+    }
+
+    /// What came over a connection that the broker does not remember is no longer ours.
     fn on_lost(&mut self) {
         self.connected = false;
         if !self.link.broker().capabilities().settles_across_sessions {
@@ -394,6 +405,7 @@ impl Consumer {
                 }
                 Waiting::Limited(request) => self.ready.push_back(*request),
                 Waiting::Parked { tag, .. } => parked.push(tag),
+                Waiting::Heartbeat => self.beat(),
             }
         }
         if !parked.is_empty() {
@@ -415,6 +427,11 @@ impl Consumer {
 
     /// How many deliveries may be unsettled now.
     pub(super) fn wanted_prefetch(&self) -> u32 {
+        if self.config.disable_prefetch && self.link.broker().capabilities().parks {
+            // What runs and what could start now; one at least, as 0 is no bound.
+            let unsettled = self.jobs.active().filter(|(_, job)| !job.acknowledged).count();
+            return u32::try_from(unsettled + self.pool.idle()).unwrap_or(u32::MAX).max(1);
+        }
         if self.prefetch == 0 {
             return 0;
         }
@@ -472,182 +489,22 @@ impl Consumer {
         }
     }
 
-    // --- the pool -------------------------------------------------------------------------------------
-
-    fn on_pool_events(&mut self, first: Option<pool::Event>, more: &mut mpsc::Receiver<pool::Event>) {
-        let Some(first) = first else {
-            self.broken.get_or_insert_with(|| "the pool ended".to_owned());
-            self.shutdown.phase = Phase::Hard;
-            self.shutdown.exit_code = 1;
-            return;
-        };
-        self.on_pool(first);
-        for _ in 0..POOL_BATCH {
-            let Ok(event) = more.try_recv() else { break };
-            self.on_pool(event);
-        }
-    }
-
-    fn on_pool(&mut self, event: pool::Event) {
-        match event {
-            pool::Event::Up { .. } => {
-                self.slots_up += 1;
-                self.tell_ready();
-            }
-            pool::Event::Down { .. } => self.slots_up = self.slots_up.saturating_sub(1),
-            pool::Event::Accepted { job } => self.on_accepted(job),
-            pool::Event::Store { job, record, confirm } => {
-                if let Some(writes) = &self.writes {
-                    if let Some(running) = self.jobs.get_mut(job) {
-                        running.writes += 1;
-                    }
-                    // The writer ends after this loop; it cannot be gone.
-                    let _ = writes.send(Write { job, confirm, record });
-                } else if let Some(store) = confirm {
-                    self.pool.stored(store, Some("this worker has no native result backend".to_owned()));
-                }
-            }
-            pool::Event::Ended { job, outcome } => self.on_ended(job, outcome),
-            pool::Event::Broken(reason) => {
-                tracing::error!(target: "celery.worker", "Unrecoverable error: {reason}");
-                self.broken = Some(reason);
-                self.on_cause(Cause::Failure);
-            }
-        }
-    }
-
-    fn on_accepted(&mut self, id: JobId) {
-        let Some(job) = self.jobs.get_mut(id) else { return };
-        job.accepted = true;
-        if !job.request.policy.acks_late && !job.acknowledged {
-            job.acknowledged = true;
-            let tag = job.request.handle.tag();
-            self.link.settle((tag, Settlement::Ack));
-        }
-    }
-
-    fn on_ended(&mut self, id: JobId, outcome: Outcome) {
-        let Some(job) = self.jobs.get_mut(id) else { return };
-        job.over = true;
-        let never_started = !job.accepted && !job.request.policy.acks_late && !job.acknowledged;
-        if matches!(outcome, Outcome::WorkerLost { .. })
-            && never_started
-            && !job.request.bounced
-            && job.killed.is_none()
-        {
-            // As in 5.7: a job that its child never began goes to another child. Once: a body that kills whoever
-            // decodes it is lost at the second.
-            if let Some(job) = self.jobs.remove(id) {
-                self.ready.push_front(Request { bounced: true, ..job.request });
-            }
-            return;
-        }
-        let ending = Ending { acknowledged: job.acknowledged, killed: job.killed };
-        let verdict = acks::settle(&job.request.policy, &outcome, ending);
-        job.ended = Some(verdict.settlement);
-        match verdict.incident {
-            None => self.finish(id),
-            Some(what) => {
-                job.reporting = true;
-                let report = Report {
-                    what,
-                    message: job.request.message.clone(),
-                    info: job.request.info.clone(),
-                    pid: Some(job.pid),
-                };
-                self.report(report, Some(id), None);
-            }
-        }
-    }
-
-    /// Settles a job that ended, once its results are written and its report is done.
-    fn finish(&mut self, id: JobId) {
-        let Some(job) = self.jobs.get(id) else { return };
-        let Some(settlement) = job.ended else { return };
-        if job.writes > 0 || job.reporting {
-            return;
-        }
-        let Some(job) = self.jobs.remove(id) else { return };
-        match settlement {
-            Some(settlement) => self.link.settle(job.request.handle.settle(settlement)),
-            None => drop(job.request.handle.abandon()),
-        }
-    }
-
-    fn on_written(&mut self, written: Written) {
-        if let Some(store) = written.confirm {
-            self.pool.stored(store, written.error);
-        }
-        if let Some(job) = self.jobs.get_mut(written.job) {
-            job.writes = job.writes.saturating_sub(1);
-            self.finish(written.job);
-        }
-    }
-
-    fn on_limit(&mut self, id: JobId, limit: Limit) {
-        let Some(job) = self.jobs.get(id) else { return };
-        match limit {
-            Limit::Soft(seconds) => {
-                tracing::warn!(
-                    target: "celery.worker.request",
-                    "Soft time limit ({seconds}s) exceeded for {}",
-                    job.request.human()
-                );
-                self.pool.interrupt(id, Interrupt::SoftLimit);
-            }
-            Limit::Hard(seconds) => self.pool.interrupt(id, Interrupt::HardLimit(seconds)),
-        }
-    }
-
-    /// Kills the children of these jobs; their work is to be done again.
-    fn kill(&mut self, jobs: &[JobId]) {
-        for id in jobs {
-            if let Some(job) = self.jobs.get_mut(*id) {
-                job.killed.get_or_insert(Kill::Cancelled);
-                self.pool.interrupt(*id, Interrupt::Terminate(15));
-            }
-        }
-    }
-
-    // --- reports --------------------------------------------------------------------------------------
-
-    fn report(&mut self, report: Report, job: Option<JobId>, refused: Option<(Handle, Settlement)>) {
-        let hooks = self.hooks.clone();
-        self.reports.spawn(async move {
-            let answer = hooks.report(report).await;
-            Reported { job, refused, answer }
-        });
-    }
-
-    fn on_reported(&mut self, reported: Result<Reported, tokio::task::JoinError>) {
-        let reported = match reported {
-            Ok(reported) => reported,
-            Err(error) => {
-                tracing::error!(target: "celery.worker", %error, "A report failed: a bug of celeriac. The broker will redeliver its message.");
-                return;
-            }
-        };
-        if let Some((handle, planned)) = reported.refused {
-            self.link.settle(handle.settle(reported.answer.unwrap_or(planned)));
-        }
-        if let Some(id) = reported.job {
-            if let Some(job) = self.jobs.get_mut(id) {
-                job.reporting = false;
-                if let (Some(Some(planned)), Some(answer)) = (&mut job.ended, reported.answer) {
-                    *planned = answer;
-                }
-            }
-            self.finish(id);
-        }
-    }
-
     // --- life -----------------------------------------------------------------------------------------
 
-    fn tell_ready(&mut self) {
+    pub(super) fn tell_ready(&mut self) {
         if self.connected && self.slots_up > 0 && !self.ready_told {
             self.ready_told = true;
             self.hooks.notice(Notice::Ready);
+            if self.config.heartbeat.is_some() {
+                self.beat();
+            }
         }
+    }
+
+    fn beat(&mut self) {
+        let Some(interval) = self.config.heartbeat else { return };
+        self.waiting.push(clock::now() + interval.max(0.1), Waiting::Heartbeat);
+        self.hooks.notice(Notice::Heartbeat);
     }
 
     pub(super) fn on_cause(&mut self, cause: Cause) {
@@ -683,7 +540,7 @@ impl Consumer {
         for waiting in self.waiting.drain() {
             match waiting {
                 Waiting::Eta(request) | Waiting::Limited(request) => unstarted.push(*request),
-                Waiting::Parked { .. } => {}
+                Waiting::Parked { .. } | Waiting::Heartbeat => {}
             }
         }
         self.etas = 0;
@@ -711,69 +568,5 @@ impl Consumer {
                 job.request.handle.abandon();
             }
         }
-    }
-
-    // --- remote control -------------------------------------------------------------------------------
-
-    fn on_control(&mut self, message: Message) {
-        match control::handle(&message, self) {
-            Handled::Done => {}
-            Handled::Reply(publication) => self.publish(publication),
-            Handled::Ask(request) => {
-                let arguments = Value::Object(request.arguments.clone());
-                self.ask(Some(request.clone()), request.method, arguments);
-            }
-        }
-    }
-
-    /// Asks the app; its answer, if one is wanted, is published.
-    pub(super) fn ask(&mut self, request: Option<control::Request>, method: String, arguments: Value) {
-        let hooks = self.hooks.clone();
-        self.asking.spawn(async move {
-            let answer = hooks.control(&method, arguments).await;
-            request.map(|request| (request, answer))
-        });
-    }
-
-    fn on_answer(
-        &mut self,
-        answer: Result<Option<(control::Request, Option<Value>)>, tokio::task::JoinError>,
-    ) {
-        if let Ok(Some((request, answer))) = answer
-            && let Some(publication) = control::answered(&request, answer, self)
-        {
-            self.publish(publication);
-        }
-    }
-
-    fn publish(&mut self, publication: Box<Publication>) {
-        // Nobody waits for a reply to arrive: who asked may be gone.
-        let (done, _) = oneshot::channel();
-        self.link.send(Command::Publish(publication, done));
-    }
-
-    /// Kills the child that runs the task and reports it as revoked.
-    pub(super) fn terminate_running(&mut self, id: JobId, signal: i32) {
-        let Some(job) = self.jobs.get_mut(id) else { return };
-        if job.killed.is_some() || job.over {
-            return;
-        }
-        tracing::info!(target: "celery.worker.control", "Terminating {} ({signal})", job.request.headers.id);
-        job.killed = Some(Kill::Revoked(signal));
-        job.reporting = true;
-        let what = Incident::Revoked {
-            reason: "terminated",
-            terminated: true,
-            signal: Some(signal),
-            expired: false,
-        };
-        let report = Report {
-            what,
-            message: job.request.message.clone(),
-            info: job.request.info.clone(),
-            pid: Some(job.pid),
-        };
-        self.report(report, Some(id), None);
-        self.pool.interrupt(id, Interrupt::Terminate(signal));
     }
 }

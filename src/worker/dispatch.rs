@@ -8,10 +8,11 @@ use jiff::tz::TimeZone;
 use super::hooks::Incident;
 use super::request::{DATA, Request};
 use crate::broker::{Delivery, Settlement};
-use crate::config::TaskPolicy;
+use crate::config::{Config, TaskPolicy};
+use crate::error::Error;
 use crate::protocol::time::{self, TimeError};
 use crate::protocol::v1::{self, V1Error};
-use crate::protocol::{Kind, TaskHeaders};
+use crate::protocol::{Kind, TaskHeaders, repr};
 
 /// What the deliveries are judged by.
 pub struct Rules {
@@ -21,6 +22,19 @@ pub struct Rules {
     pub accept: Vec<String>,
     /// For times without offset.
     pub zone: TimeZone,
+}
+
+impl Rules {
+    /// Those of a configuration.
+    ///
+    /// # Errors
+    /// When the timezone is unknown.
+    pub fn of(config: &Config) -> Result<Self, Error> {
+        let zone = TimeZone::get(&config.timezone)
+            .map_err(|error| Error::Config(format!("timezone {:?}: {error}", config.timezone)))?;
+        let tasks = config.tasks.iter().map(|(name, policy)| (name.clone(), Arc::new(policy.clone())));
+        Ok(Self { tasks: tasks.collect(), accept: config.accept_content.clone(), zone })
+    }
 }
 
 /// What becomes of a delivery.
@@ -112,7 +126,10 @@ fn judge(
             Err(TimeError::OutOfRange) if what == "ETA" => {
                 Err((Incident::BadEta { reason: TimeError::OutOfRange.to_string() }, Settlement::Reject))
             }
-            Err(error) => Err(invalid(format!("invalid {what} value {value}: {error}"))),
+            Err(error) => {
+                let shown = value.as_str().map_or_else(|| value.to_string(), repr::repr);
+                Err(invalid(format!("invalid {what} value {shown}: {error}")))
+            }
         },
     };
     Ok((policy.clone(), moment(&headers.eta, "ETA")?, moment(&headers.expires, "expires")?))

@@ -8,6 +8,7 @@ pub mod dispatch;
 pub mod hooks;
 mod jobs;
 mod link;
+mod outcomes;
 mod panel;
 pub mod request;
 mod results;
@@ -19,7 +20,6 @@ mod signals;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -32,10 +32,8 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::pool;
 use consumer::{Consumer, Inbox};
-use dispatch::Rules;
 use hooks::Hooks;
 use link::Link;
-use revoked::Bounds;
 use shutdown::{Cause, Phase};
 
 /// What a worker is made of.
@@ -79,21 +77,10 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// When the configuration cannot be used. A worker that ran and broke says so in [`Exit::broken`].
 pub async fn run(config: Config, parts: Parts) -> Result<Exit, Error> {
-    let zone = TimeZone::get(&config.timezone)
-        .map_err(|error| Error::Config(format!("timezone {:?}: {error}", config.timezone)))?;
-    let prefetch = match config.prefetch_multiplier {
-        0 => 0,
-        multiplier => multiplier.saturating_mul(config.pool.concurrency.max(1)),
-    };
-    let rules = Rules {
-        tasks: config.tasks.iter().map(|(name, policy)| (name.clone(), Arc::new(policy.clone()))).collect(),
-        accept: config.accept_content.clone(),
-        zone,
-    };
     let consume = Consume {
         node: config.hostname.clone(),
         queues: config.queues.clone(),
-        prefetch,
+        prefetch: config.prefetch(),
         control: config.control.clone(),
         held: Default::default(),
     };
@@ -119,10 +106,8 @@ pub async fn run(config: Config, parts: Parts) -> Result<Exit, Error> {
         }
     });
 
-    let bounds = Bounds::from_env(|name| std::env::var(name).ok()).map_err(Error::Config)?;
     let mut inbox = Inbox { pool: parts.pool.events, written, causes };
-    let mut consumer =
-        Consumer::new(config, rules, link, parts.pool.pool, parts.hooks, writes, prefetch, bounds);
+    let mut consumer = Consumer::new(config, link, parts.pool.pool, parts.hooks, writes)?;
     let exit = consumer.run(&mut inbox).await;
     leave(&mut consumer, inbox, tasks).await;
     Ok(exit)

@@ -2,19 +2,58 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 use super::consumer::{Consumer, Shown, Waiting};
 use super::revoked::RevokedTasks;
 use super::shutdown::Cause;
-use crate::broker::Command;
 use crate::broker::topology::Queue;
+use crate::broker::{Command, Publication};
 use crate::cluster::clock::LamportClock;
 use crate::config::TaskPolicy;
-use crate::control::{Panel, PoolStats, Stage, Stats, TaskRequest, broker_stats};
+use crate::control::{self, Handled, Panel, PoolStats, Stage, Stats, TaskRequest, broker_stats};
 use crate::pool::JobId;
+use crate::protocol::Message;
 
 impl Consumer {
+    pub(super) fn on_control(&mut self, message: Message) {
+        match control::handle(&message, self) {
+            Handled::Done => {}
+            Handled::Reply(publication) => self.publish(publication),
+            Handled::Ask(request) => {
+                let arguments = Value::Object(request.arguments.clone());
+                self.ask(Some(request.clone()), request.method, arguments);
+            }
+        }
+    }
+
+    /// Asks the app; its answer, if one is wanted, is published.
+    pub(super) fn ask(&mut self, request: Option<control::Request>, method: String, arguments: Value) {
+        let hooks = self.hooks.clone();
+        self.asking.spawn(async move {
+            let answer = hooks.control(&method, arguments).await;
+            request.map(|request| (request, answer))
+        });
+    }
+
+    pub(super) fn on_answer(
+        &mut self,
+        answer: Result<Option<(control::Request, Option<Value>)>, tokio::task::JoinError>,
+    ) {
+        if let Ok(Some((request, answer))) = answer
+            && let Some(publication) = control::answered(&request, answer, self)
+        {
+            self.publish(publication);
+        }
+    }
+
+    fn publish(&mut self, publication: Box<Publication>) {
+        // Nobody waits for a reply to arrive: who asked may be gone.
+        let (done, _) = oneshot::channel();
+        self.link.send(Command::Publish(publication, done));
+    }
+
     fn change_policy(&mut self, task: &str, change: impl FnOnce(&mut TaskPolicy)) -> bool {
         let Some(policy) = self.rules.tasks.get_mut(task) else { return false };
         change(std::sync::Arc::make_mut(policy));
@@ -56,7 +95,7 @@ impl Panel for Consumer {
         let waiting = self.waiting.iter().filter_map(|(_, waiting)| match waiting {
             Waiting::Eta(request) => Some((&**request, Stage::Scheduled)),
             Waiting::Limited(request) => Some((&**request, Stage::Reserved)),
-            Waiting::Parked { .. } => None,
+            Waiting::Parked { .. } | Waiting::Heartbeat => None,
         });
         let held = reserved.chain(waiting).map(|(request, stage)| TaskRequest {
             headers: &request.headers,
@@ -80,7 +119,10 @@ impl Panel for Consumer {
                     worker_pid: None,
                 })
             }
-            Waiting::Parked { shown: None, .. } | Waiting::Eta(_) | Waiting::Limited(_) => None,
+            Waiting::Parked { shown: None, .. }
+            | Waiting::Eta(_)
+            | Waiting::Limited(_)
+            | Waiting::Heartbeat => None,
         });
         active.chain(held).chain(parked).collect()
     }

@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 mod amqp;
+mod backend;
 mod broker;
+mod native;
 mod redis;
 mod result;
 mod support;

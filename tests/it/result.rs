@@ -6,14 +6,14 @@ use celeriac::protocol::result::{Exception, Extended, Meta, date};
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
-use crate::support::celery::{python, script};
+use crate::support::python::python;
 
 /// Stores each line as a result and prints what `AsyncResult` says of it.
 const READER: &str = r#"
 import json, sys
 from celery import Celery
 app = Celery(broker="memory://", backend="cache+memory://")
-for line in sys.stdin:
+for line in sys.argv[1].splitlines():
     document = json.loads(line)
     app.backend.set(app.backend.get_key_for_task(document["task_id"]), line.rstrip("\n"))
     result = app.AsyncResult(document["task_id"])
@@ -36,7 +36,7 @@ fn headers(id: &str) -> TaskHeaders {
 
 #[test]
 fn celery_reads_the_documents_as_its_own_and_would_print_them_the_same() {
-    let Some(python) = python() else { return };
+    let Some(python) = python("celery") else { return };
     let done = date(1_795_341_086.25, &TimeZone::get("Europe/Berlin").unwrap());
     let odd = json::to_string(&("ü\u{1f600}\"\\\n", f64::NAN, 1e22, 0.1, i64::MIN, None::<u8>)).unwrap();
     let value_error = Exception::new("builtins", "ValueError", "it's bad");
@@ -69,7 +69,7 @@ fn celery_reads_the_documents_as_its_own_and_would_print_them_the_same() {
         lines.push_str(&meta.document());
         lines.push('\n');
     }
-    let printed = script(&python, READER, &[], &lines);
+    let printed = python.run(&["-c", READER, &lines]);
     let read: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(read.len(), cases.len());
     let values: Vec<&str> = read.iter().map(|row| row["value"].as_str().unwrap()).collect();

@@ -2,8 +2,8 @@
 
     python tests/messages/record_control.py > tests/messages/control/recorded.json
 
-Each case holds the request as it travels and the body and headers of the reply (null where none came). The worker
-has one child that sleeps in `tasks.sleep[active]`; `tasks.sleep[reserved]` waits; `tasks.add[scheduled]` has an eta.
+Each case holds the request as it travels and the reply (null where none came). The worker has one child that
+sleeps in `tasks.sleep[active]`; `tasks.sleep[reserved]` waits; `tasks.add[scheduled]` has an eta.
 """
 
 import base64
@@ -119,7 +119,18 @@ def main():
     try:
         await_("redis", lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
         environment = {**os.environ, "RECORD_PORT": str(port), "PYTHONPATH": os.path.dirname(__file__)}
-        options = ["-A", "record_control", "worker", "-n", node, "-c", "1", "-l", "WARNING", "--without-mingle"]
+        options = [
+            "-A",
+            "record_control",
+            "worker",
+            "-n",
+            node,
+            "-c",
+            "1",
+            "-l",
+            "WARNING",
+            "--without-mingle",
+        ]
         worker = subprocess.Popen(
             [sys.executable, "-m", "celery", *options, "--without-gossip"],
             env=environment,
@@ -140,16 +151,16 @@ def main():
         await_("subscribed", lambda: watch.get_message(timeout=1))
         cases = []
         for method, arguments in COMMANDS:
-            reply = app.control.broadcast(
-                method, arguments=arguments, reply=True, timeout=0.7, limit=1
-            )
+            reply = app.control.broadcast(method, arguments=arguments, reply=True, timeout=0.7, limit=1)
             request = json.loads(watch.get_message(timeout=5)["data"])
             body = json.loads(base64.b64decode(request["body"]))
-            cases.append({
-                "request": body,
-                "headers": request["headers"],
-                "reply": reply[0] if reply else None,
-            })
+            cases.append(
+                {
+                    "request": body,
+                    "headers": request["headers"],
+                    "reply": reply[0] if reply else None,
+                }
+            )
         json.dump(cases, sys.stdout, indent=1)
         print()
     finally:

@@ -1,6 +1,6 @@
 """Records what Celery's saferepr shows: rows of [JSON text, longest length or null, text].
 
-    python tests/messages/record_saferepr.py > tests/messages/saferepr.json
+python tests/messages/record_saferepr.py > tests/messages/saferepr.json
 """
 
 import json
@@ -20,7 +20,14 @@ def value(depth):
         if kind == 6:
             return {choice.choice(words) + str(index): value(depth - 1) for index in range(size)}
         return [value(depth - 1) for _ in range(size)]
-    return [choice.choice(words), choice.choice(words), choice.random(), choice.randrange(10**12), None, True][kind]
+    return [
+        choice.choice(words),
+        choice.choice(words),
+        choice.random(),
+        choice.randrange(10**12),
+        None,
+        True,
+    ][kind]
 
 
 rows = []

@@ -66,33 +66,45 @@ def becomes(envelope):
         return {"malformed": str(error)}
     except Exception as error:
         return {"undecodable": type(error).__name__}
-    # The original passes its whole body on as headers; arguments and callbacks travel in the body of protocol 2.
+    # The original passes its whole body on as headers; arguments and callbacks travel in protocol 2's body.
     headers = {
-        key: value
-        for key, value in headers.items()
-        if key not in ("args", "kwargs", "callbacks", "errbacks", "chord")
+        key: value for key, value in headers.items() if key not in ("args", "kwargs", "callbacks", "errbacks", "chord")
     }
     headers.setdefault("utc", utc)
     return {"headers": headers, "body": json.dumps([args, kwargs, embed])}
 
 
 later = datetime(2031, 2, 3, 4, 5, 6, 789, tzinfo=timezone(timedelta(hours=2)))
-text = "it's \"quoted\" \\ \u00fc \u20ac \U0001f600\n"
+text = 'it\'s "quoted" \\ \u00fc \u20ac \U0001f600\n'
 sends = {
     "plain": lambda: add.apply_async((4, 6), task_id="t1"),
     "keywords": lambda: add.apply_async((4,), {"y": 6}, task_id="t2"),
     "no arguments": lambda: app.send_task("tasks.none", task_id="t3"),
     "eta and expires": lambda: add.apply_async((1, 1), eta=later, expires=later, task_id="t4"),
     "limits": lambda: add.apply_async((1, 1), time_limit=30, soft_time_limit=20, retries=2, task_id="t5"),
-    "callbacks": lambda: add.apply_async(
-        (1, 1), link=add.s(2), link_error=add.si(3, 4), task_id="t6"
-    ),
+    "callbacks": lambda: add.apply_async((1, 1), link=add.s(2), link_error=add.si(3, 4), task_id="t6"),
     "chain": lambda: chain(add.s(1, 1), add.s(2), add.s(3)).apply_async(task_id="t7"),
     "group": lambda: group(add.s(1, 1), add.s(2, 2)).apply_async(task_id="t8"),
     "chord": lambda: chord([add.s(1, 1), add.s(2, 2)], app.signature("tasks.sum")).apply_async(task_id="t9"),
     "text": lambda: add.apply_async((text,), {"y": [text]}, task_id="t10"),
     "numbers": lambda: add.apply_async(
-        ([1, -2, 3.0, 0.1, 1e16, 1.5e-7, 1e22, 123456789.125, 2**70, True, None, float("nan"), float("-inf")],),
+        (
+            [
+                1,
+                -2,
+                3.0,
+                0.1,
+                1e16,
+                1.5e-7,
+                1e22,
+                123456789.125,
+                2**70,
+                True,
+                None,
+                float("nan"),
+                float("-inf"),
+            ],
+        ),
         task_id="t11",
     ),
     "nesting": lambda: add.apply_async(

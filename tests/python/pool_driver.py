@@ -79,6 +79,8 @@ class Child:
         content_type: str = "application/json",
         content_encoding: str = "utf-8",
         acks_early: bool = True,
+        exchange: str = "ex",
+        routing_key: str = "rk",
         **kwargs: Any,
     ) -> None:
         uuid = uuid or f"id-{number}"
@@ -88,7 +90,7 @@ class Child:
             body = json.dumps([args, kwargs, {}]).encode()
         self.write(
             struct.pack("<BQ", 1, number)
-            + b"".join(map(_packed, (task, uuid, json.dumps(head), json.dumps(props), "ex", "rk", "q")))
+            + b"".join(map(_packed, (task, uuid, json.dumps(head), json.dumps(props), exchange, routing_key, "q")))
             + struct.pack("<B", 0)
             + b"".join(map(_packed, (body, content_type, content_encoding)))
             + struct.pack("<B", acks_early)
@@ -147,7 +149,8 @@ def _decode(payload: bytes) -> tuple[Any, ...]:
         task_id, state = reader.fields("tt")
         document = reader.bytes()
         key = reader.fields("t")[0]
-        expires = reader.number("d") if reader.number("B") else reader.number("d") and None
+        lives, seconds = reader.number("B"), reader.number("d")
+        expires = seconds if lives else None
         content_type, encoding = reader.fields("tt")
         return (
             "store",
@@ -202,9 +205,7 @@ class Supervisor:
     def request_fork(self, index: int = 0) -> tuple[int, socket.socket]:
         self.numbers += 1
         ours, theirs = socket.socketpair()
-        socket.send_fds(
-            self.control, [zygote.RECORD.pack(zygote.FORK, self.numbers, index, 0)], [theirs.fileno()]
-        )
+        socket.send_fds(self.control, [zygote.RECORD.pack(zygote.FORK, self.numbers, index, 0)], [theirs.fileno()])
         theirs.close()
         return self.numbers, ours
 

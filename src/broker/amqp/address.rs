@@ -30,6 +30,8 @@ pub(crate) struct Address {
     pub(crate) timeout: Duration,
     /// TLS, or none.
     pub(crate) tls: Option<TlsOptions>,
+    /// `broker_transport_options["client_properties"]`, those that are text.
+    pub(crate) client_properties: Vec<(String, String)>,
 }
 
 /// SASL mechanisms.
@@ -55,7 +57,19 @@ pub(crate) struct TlsOptions {
     /// `cert_reqs`.
     pub(crate) verify: Verify,
     /// `server_hostname`: the name that the certificate must carry.
-    pub(crate) server_name: Option<String>,
+    pub(crate) name: Name,
+}
+
+/// The name that the server's certificate must carry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Name {
+    /// Any: py-amqp checks none unless it is told to.
+    #[default]
+    Unchecked,
+    /// The host's, `server_hostname: None`.
+    Host,
+    /// This one.
+    Given(String),
 }
 
 /// How the server's certificate is checked.
@@ -123,6 +137,7 @@ impl Address {
             heartbeat: duration(heartbeat),
             timeout,
             tls,
+            client_properties: client_properties(config),
         }))
     }
 
@@ -141,6 +156,12 @@ impl Address {
     pub(crate) fn refused(&self, reason: impl ToString) -> BrokerError {
         BrokerError::Refused { address: self.masked(), reason: reason.to_string() }
     }
+}
+
+fn client_properties(config: &BrokerConfig) -> Vec<(String, String)> {
+    let table = config.transport_options.get("client_properties").and_then(Value::as_object);
+    let entries = table.into_iter().flatten();
+    entries.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
 }
 
 fn host_and_port(place: &str) -> Result<(String, Option<u16>), String> {
@@ -208,7 +229,7 @@ fn tls(scheme: &str, use_ssl: &Value) -> Result<Option<TlsOptions>, String> {
             "keyfile" | "ssl_keyfile" => options.key_file = text()?,
             "certfile" | "ssl_certfile" => options.certificate_file = text()?,
             "ca_certs" | "ssl_ca_certs" => options.authorities_file = text()?,
-            "server_hostname" => options.server_name = text()?,
+            "server_hostname" => options.name = text()?.map_or(Name::Host, Name::Given),
             "cert_reqs" | "ssl_cert_reqs" => options.verify = verify(value)?,
             // What rustls decides itself, and better: TLS 1.2 and up, its own list of ciphers.
             "ssl_version" | "ciphers" | "tls_minimum_version" | "tls_maximum_version" => {}

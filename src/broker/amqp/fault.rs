@@ -12,10 +12,14 @@ use crate::error::BrokerError;
 pub(super) enum Fault {
     /// What lapin says.
     Client(lapin::Error),
+    /// The stream could not be opened.
+    Io(std::io::Error),
     /// A name that does not fit AMQP's 255 bytes.
     TooLong(String),
     /// The broker did not answer in time.
     Silent(&'static str),
+    /// The broker cancelled the consumer of this queue, which was deleted or has moved.
+    Cancelled(String),
     /// The broker did not take or could not route a message.
     NotTaken(String),
 }
@@ -36,8 +40,12 @@ impl std::fmt::Display for Fault {
                 ErrorKind::IOError(error) => write!(formatter, "{error}"),
                 _ => write!(formatter, "{error}"),
             },
+            Self::Io(error) => write!(formatter, "{error}"),
             Self::TooLong(name) => write!(formatter, "the name {name:?} is longer than AMQP's 255 bytes"),
             Self::Silent(what) => write!(formatter, "no answer to {what}"),
+            Self::Cancelled(queue) => {
+                write!(formatter, "the broker cancelled the consumer of queue {queue:?}")
+            }
             Self::NotTaken(reason) => write!(formatter, "{reason}"),
         }
     }
@@ -54,7 +62,16 @@ impl Fault {
                 Some(_) => address.refused(self),
                 None => address.lost(self),
             },
-            Self::Silent(_) | Self::NotTaken(_) => address.lost(self),
+            Self::Io(_) | Self::Silent(_) | Self::Cancelled(_) | Self::NotTaken(_) => address.lost(self),
+        }
+    }
+
+    /// Whether the broker refused this one request and the connection goes on.
+    pub(super) fn is_refusal(&self) -> bool {
+        match self {
+            Self::TooLong(_) => true,
+            Self::Client(error) => soft(error).is_some(),
+            Self::Io(_) | Self::Silent(_) | Self::Cancelled(_) | Self::NotTaken(_) => false,
         }
     }
 

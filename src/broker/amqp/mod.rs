@@ -8,12 +8,15 @@ pub(crate) mod address;
 mod connect;
 mod consumers;
 mod fault;
+mod frames;
 mod message;
 pub(crate) mod publish;
 mod session;
 mod settle;
 mod table;
+mod tls;
 mod topology;
+mod transport;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,7 +25,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lapin::options::BasicConsumeOptions;
 use lapin::types::FieldTable;
-use lapin::{Channel, Connection, Consumer};
+use lapin::{Channel, Consumer};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -31,6 +34,7 @@ use super::{
 };
 use crate::error::BrokerError;
 use address::Address;
+use connect::Link;
 use consumers::{Consumers, Scope};
 use fault::{Fault, short};
 
@@ -63,28 +67,28 @@ impl Amqp {
     /// Declares everything and starts the consumers.
     async fn start(
         &self,
-        connection: &Connection,
+        link: &Link,
         consume: &Consume,
     ) -> Result<(Channel, Consumers, Option<(Channel, Consumer)>), BrokerError> {
         let starting = |fault: Fault| fault.starting(&self.address);
         // Control first: a second worker of the same name must not take tasks.
         let control = match &consume.control {
-            Some(control) => Some(self.control(connection, &consume.node, control).await?),
+            Some(control) => Some(self.control(link, &consume.node, control).await?),
             None => None,
         };
-        let channel = connection.create_channel().await.map_err(|error| starting(error.into()))?;
+        let channel = link.channel().await.map_err(starting)?;
         let scope = if consume.queues.iter().any(|queue| queue.is_quorum()) {
-            tracing::info!(
-                target: "celery.worker.consumer",
-                "Global QoS is disabled. Prefetch count is now static."
-            );
+            tracing::info!(target: "celery.worker.consumer", "Global QoS is disabled: prefetch is counted per consumer.");
             Scope::Consumer
-        } else {
+        } else if link.counts_per_channel() {
             Scope::Channel
+        } else {
+            Scope::Consumer
         };
-        let mut consumers = Consumers::new(channel.clone(), &consume.node, consume.prefetch, scope);
-        consumers.limit(consume.prefetch).await.map_err(starting)?;
+        let consumers = Consumers::new(channel.clone(), &consume.node, consume.prefetch, scope).await;
+        let mut consumers = consumers.map_err(starting)?;
         for queue in &consume.queues {
+            topology::declare(&channel, queue).await.map_err(starting)?;
             consumers.add(queue.clone()).await.map_err(starting)?;
         }
         Ok((channel, consumers, control))
@@ -92,13 +96,13 @@ impl Amqp {
 
     async fn control(
         &self,
-        connection: &Connection,
+        link: &Link,
         node: &str,
         control: &Control,
     ) -> Result<(Channel, Consumer), BrokerError> {
         let queue = topology::control_queue(node, control);
         let outcome: Result<_, Fault> = async {
-            let channel = connection.create_channel().await?;
+            let channel = link.channel().await?;
             topology::declare(&channel, &queue).await?;
             let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
             let consumer = channel
@@ -136,13 +140,11 @@ impl Broker for Amqp {
     }
 
     async fn connect(&self, consume: &Consume) -> Result<Session, BrokerError> {
-        let connection = connect::open(&self.address, &consume.node)
+        let link =
+            Link::open(&self.address, &consume.node).await.map_err(|fault| fault.starting(&self.address))?;
+        let (channel, consumers, control) = tokio::time::timeout(START_WITHIN, self.start(&link, consume))
             .await
-            .map_err(|fault| fault.starting(&self.address))?;
-        let (channel, consumers, control) =
-            tokio::time::timeout(START_WITHIN, self.start(&connection, consume))
-                .await
-                .map_err(|_| self.address.lost("no answer to the declarations"))??;
+            .map_err(|_| self.address.lost("no answer to the declarations"))??;
 
         let (event_sender, events) = mpsc::channel(EVENT_CAPACITY);
         let (commands, command_receiver) = mpsc::channel(COMMAND_CAPACITY);
@@ -159,7 +161,7 @@ impl Broker for Amqp {
         tasks.spawn(session::run(session::Live {
             address: self.address.clone(),
             number: self.sessions.fetch_add(1, Ordering::Relaxed) + 1,
-            connection,
+            link,
             channel,
             consumers,
             control,

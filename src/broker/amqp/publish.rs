@@ -10,12 +10,12 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::{Channel, Confirmation, Connection};
+use lapin::{Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::address::Address;
-use super::connect::open;
+use super::connect::Link;
 use super::fault::{Fault, short};
 use super::{message, topology};
 use crate::broker::Publication;
@@ -40,7 +40,7 @@ pub(crate) struct Publisher {
     addresses: VecDeque<Address>,
     name: String,
     requests: mpsc::Receiver<(Box<Publication>, Answer)>,
-    link: Option<Link>,
+    line: Option<Line>,
     /// Attempts to connect that have failed in a row.
     failures: u32,
     /// No attempt before this time: what comes until then fails at once, for this reason.
@@ -48,8 +48,8 @@ pub(crate) struct Publisher {
 }
 
 /// A live connection with its channel in confirm mode.
-struct Link {
-    connection: Connection,
+struct Line {
+    link: Link,
     channel: Channel,
     /// Exchanges that were declared on this connection.
     declared: HashSet<String>,
@@ -62,7 +62,7 @@ impl Publisher {
         name: String,
         requests: mpsc::Receiver<(Box<Publication>, Answer)>,
     ) -> Self {
-        Self { addresses: addresses.into(), name, requests, link: None, failures: 0, pause: None }
+        Self { addresses: addresses.into(), name, requests, line: None, failures: 0, pause: None }
     }
 
     /// The loop. Confirmations are awaited side by side, so that one slow queue does not hold up the others.
@@ -86,15 +86,15 @@ impl Publisher {
             }
         }
         while pending.next().await.is_some() {}
-        if let Some(link) = self.link.take() {
+        if let Some(line) = self.line.take() {
             // The broker may be gone; whatever it says, the connection ends with its owner.
-            let _ = link.connection.close(200, "OK".into()).await;
+            let _ = line.link.connection.close(200, "OK".into()).await;
         }
     }
 
     /// Hands a message to the connection; the future ends when the broker has confirmed it.
     async fn send(&mut self, publication: &Publication) -> Result<Confirming, BrokerError> {
-        self.link().await?;
+        self.connect().await?;
         let Some(address) = self.addresses.front().cloned() else {
             return Err(BrokerError::Address { address: String::new(), reason: "there is none".to_owned() });
         };
@@ -117,20 +117,20 @@ impl Publisher {
     async fn hand_over(&mut self, publication: &Publication) -> Result<Sending, Fault> {
         let (exchange, key) = (short(&publication.exchange)?, short(&publication.routing_key)?);
         let properties = message::to_send(&publication.message)?;
-        let Some(link) = &mut self.link else { return Err(Fault::Silent("the connection request")) };
-        if !link.channel.status().connected() {
+        let Some(line) = &mut self.line else { return Err(Fault::Silent("the connection request")) };
+        if !line.channel.status().connected() {
             // A channel that the broker closed (an unknown exchange) is replaced: one bad message fails alone.
-            link.channel = confirming(&link.connection).await?;
-            link.declared.clear();
+            line.channel = confirming(&line.link).await?;
+            line.declared.clear();
         }
         if let Some(kind) = &publication.exchange_type
-            && !link.declared.contains(&publication.exchange)
+            && !line.declared.contains(&publication.exchange)
         {
             let exchange = topology::exchange(&publication.exchange, kind);
-            topology::declare_exchange(&link.channel, &exchange).await?;
-            link.declared.insert(publication.exchange.clone());
+            topology::declare_exchange(&line.channel, &exchange).await?;
+            line.declared.insert(publication.exchange.clone());
         }
-        let (channel, body) = (link.channel.clone(), publication.message.body.clone());
+        let (channel, body) = (line.channel.clone(), publication.message.body.clone());
         Ok(Box::pin(async move {
             let options = BasicPublishOptions::default();
             match channel.basic_publish(exchange, key, options, &body, properties).await?.await? {
@@ -147,26 +147,26 @@ impl Publisher {
 
     /// Sees to a live connection. After a failure the next address is used, and whoever comes before the wait
     /// is over is told at once instead of waiting for one more attempt.
-    async fn link(&mut self) -> Result<(), BrokerError> {
-        if self.link.as_ref().is_some_and(|link| link.connection.status().connected()) {
+    async fn connect(&mut self) -> Result<(), BrokerError> {
+        if self.line.as_ref().is_some_and(|line| line.link.connection.status().connected()) {
             return Ok(());
         }
-        self.link = None;
+        self.line = None;
         if let Some((until, error)) = &self.pause
             && Instant::now() < *until
         {
             return Err(error.clone());
         }
         let Some(address) = self.addresses.front() else { return Ok(()) };
-        let outcome: Result<Link, Fault> = async {
-            let connection = open(address, &self.name).await?;
-            let channel = confirming(&connection).await?;
-            Ok(Link { connection, channel, declared: HashSet::new() })
+        let outcome: Result<Line, Fault> = async {
+            let link = Link::open(address, &self.name).await?;
+            let channel = confirming(&link).await?;
+            Ok(Line { link, channel, declared: HashSet::new() })
         }
         .await;
         match outcome {
-            Ok(link) => {
-                self.link = Some(link);
+            Ok(line) => {
+                self.line = Some(line);
                 (self.failures, self.pause) = (0, None);
                 Ok(())
             }
@@ -183,8 +183,8 @@ impl Publisher {
     }
 }
 
-async fn confirming(connection: &Connection) -> Result<Channel, Fault> {
-    let channel = connection.create_channel().await?;
+async fn confirming(link: &Link) -> Result<Channel, Fault> {
+    let channel = link.channel().await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
     Ok(channel)
 }

@@ -8,15 +8,17 @@ use std::time::Duration;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt};
 use lapin::options::{BasicAckOptions, BasicRejectOptions};
-use lapin::{Channel, Connection, Consumer};
+use lapin::{Channel, Consumer};
 use tokio::sync::{mpsc, oneshot};
 
 use super::address::Address;
-use super::consumers::{Consumers, Heard, Scope};
+use super::connect::Link;
+use super::consumers::{Consumers, Heard, Origin};
 use super::fault::Fault;
-use super::message;
 use super::publish::Answer;
 use super::settle::{Frame, Ledger};
+use super::{message, topology};
+use crate::broker::topology::Queue;
 use crate::broker::{Command, Delivery, Event, Handle, Publication, Settlement, Tag};
 use crate::error::BrokerError;
 use crate::protocol::DeliveryInfo;
@@ -39,7 +41,7 @@ pub(super) struct Live {
     pub(super) address: Address,
     /// Number of the session, unique for the broker object.
     pub(super) number: u64,
-    pub(super) connection: Connection,
+    pub(super) link: Link,
     /// The channel of the task consumers.
     pub(super) channel: Channel,
     pub(super) consumers: Consumers,
@@ -61,7 +63,7 @@ enum End {
 
 /// Runs the session to its end.
 pub(super) async fn run(live: Live) {
-    let mut broken = Box::pin(live.connection.events_listener());
+    let mut broken = Box::pin(live.link.connection.events_listener());
     let state = State { ledger: Ledger::default(), sending: FuturesUnordered::new(), paused: false, live };
     state.run(&mut broken).await;
 }
@@ -100,7 +102,7 @@ impl State {
     }
 
     async fn serve(&mut self, broken: &mut (impl Stream<Item = lapin::Event> + Unpin)) -> End {
-        let mut batch = Vec::with_capacity(COMMAND_BATCH);
+        let mut batch = Vec::new();
         loop {
             let live = &mut self.live;
             // No bias: neither commands nor deliveries may starve the other.
@@ -125,7 +127,7 @@ impl State {
             };
             let outcome = match woken {
                 Woken::Commands(0) => Err(End::Closed(None)),
-                Woken::Commands(_) => self.commands(batch.drain(..)).await,
+                Woken::Commands(_) => self.commands(std::mem::take(&mut batch)).await,
                 Woken::Heard(heard) => self.heard(heard),
                 Woken::Control(heard) => self.control(heard),
                 Woken::Sent(Ok(())) => Ok(()),
@@ -149,11 +151,11 @@ impl State {
                 Ok(())
             }
             Heard::Deliveries(deliveries) => {
-                let deliveries = deliveries.into_iter().map(|(delivery, index)| self.take(delivery, index));
+                let deliveries = deliveries.into_iter().map(|(delivery, origin)| self.take(delivery, origin));
                 let event = Event::Deliveries(deliveries.collect());
                 self.live.events.try_send(event).map_err(|_| End::Closed(None))
             }
-            Heard::Failed(reason) => Err(self.lost(reason)),
+            Heard::Failed(fault) => Err(self.lost(fault)),
             Heard::Nobody => Err(End::Closed(None)),
         }
     }
@@ -171,6 +173,10 @@ impl State {
 
     fn connection(&mut self, event: Option<lapin::Event>) -> Result<(), End> {
         match event {
+            // Of one channel: ours, or the scratch channel of a refused declaration.
+            Some(lapin::Event::Error(error)) if error.is_amqp_soft_error() && self.channels_are_open() => {
+                Ok(())
+            }
             Some(lapin::Event::Error(error)) => Err(self.lost(Fault::from(error))),
             Some(lapin::Event::ConnectionBlocked(reason)) => {
                 tracing::warn!(
@@ -185,10 +191,15 @@ impl State {
         }
     }
 
-    fn take(&mut self, delivery: lapin::message::Delivery, index: usize) -> Delivery {
-        let queue = self.live.consumers.queue(index);
+    fn channels_are_open(&self) -> bool {
+        let control = self.live.control.as_ref().is_none_or(|(channel, _)| channel.status().connected());
+        control && self.live.channel.status().connected()
+    }
+
+    fn take(&mut self, delivery: lapin::message::Delivery, origin: Origin) -> Delivery {
+        let queue = self.live.consumers.queue(origin);
         if !queue.no_ack {
-            self.ledger.delivered(delivery.delivery_tag);
+            self.ledger.delivered(delivery.delivery_tag, origin);
         }
         let number = self.live.number;
         Delivery {
@@ -203,10 +214,13 @@ impl State {
         }
     }
 
-    async fn commands(&mut self, commands: impl Iterator<Item = Command>) -> Result<(), End> {
+    async fn commands(&mut self, commands: Vec<Command>) -> Result<(), End> {
         let mut settlements: Vec<(Tag, Settlement)> = Vec::new();
-        for command in commands {
+        let last = commands.iter().rposition(|command| matches!(command, Command::Prefetch(_)));
+        for (index, command) in commands.into_iter().enumerate() {
             match command {
+                // Only the last one counts: a request each would be a round trip each.
+                Command::Prefetch(_) if Some(index) != last => {}
                 Command::Settle(batch) if settlements.is_empty() => settlements = batch,
                 Command::Settle(batch) => settlements.extend(batch),
                 other => {
@@ -216,6 +230,9 @@ impl State {
             }
         }
         self.settle(settlements);
+        if !self.paused && self.live.consumers.misfit() {
+            self.ask("basic.consume", async |live| live.consumers.fit().await).await?;
+        }
         Ok(())
     }
 
@@ -223,20 +240,12 @@ impl State {
         let live = &mut self.live;
         match command {
             Command::Settle(batch) => self.settle(batch),
-            Command::Prefetch(count) => match live.consumers.scope() {
-                Scope::Channel => {
-                    self.ask("basic.qos", async |live| live.consumers.limit(count).await).await?
-                }
-                // As Celery: the count of running consumers cannot be changed.
-                Scope::Consumer => tracing::debug!(
-                    target: "celery.worker.consumer",
-                    count,
-                    "Prefetch count is static: it is counted per consumer."
-                ),
-            },
-            Command::Consume(queue) => {
-                self.ask("basic.consume", async |live| live.consumers.add(*queue).await).await?;
+            Command::Prefetch(_) if self.paused => {}
+            Command::Prefetch(count) => {
+                self.ask("basic.qos", async |live| live.consumers.limit(count).await).await?;
             }
+            Command::Consume(_) if self.paused => {}
+            Command::Consume(queue) => self.consume(*queue).await?,
             Command::Cancel(queue) => {
                 self.ask("basic.cancel", async |live| live.consumers.cancel(&queue).await).await?;
             }
@@ -257,6 +266,25 @@ impl State {
             Command::Close(answer) => return Err(End::Closed(Some(answer))),
         }
         Ok(())
+    }
+
+    /// Declares a queue on a channel of its own, where a refusal does no harm, and consumes it.
+    async fn consume(&mut self, queue: Queue) -> Result<(), End> {
+        let mut refusal = None;
+        self.ask("queue.declare", async |live| {
+            let scratch = live.link.channel().await?;
+            match topology::declare(&scratch, &queue).await {
+                Err(fault) if fault.is_refusal() => refusal = Some(fault),
+                outcome => outcome?,
+            }
+            Ok(())
+        })
+        .await?;
+        if let Some(fault) = refusal {
+            tracing::error!(target: "celery.worker.consumer", "Queue {:?} cannot be consumed: {fault}", queue.name);
+            return Ok(());
+        }
+        self.ask("basic.consume", async |live| live.consumers.add(queue).await).await
     }
 
     /// Asks the broker; a broker that refuses or is silent ends the session.
@@ -285,15 +313,16 @@ impl State {
                 None
             }
         });
-        for frame in self.ledger.settle(ours) {
+        let consumers = &mut self.live.consumers;
+        for frame in self.ledger.settle(ours, |origin| consumers.settled(origin)) {
             self.send(frame);
         }
     }
 
     /// Puts deliveries that came after [`Command::Pause`] back.
-    fn give_back(&mut self, deliveries: Vec<(lapin::message::Delivery, usize)>) {
-        for (delivery, index) in deliveries {
-            if !self.live.consumers.queue(index).no_ack {
+    fn give_back(&mut self, deliveries: Vec<(lapin::message::Delivery, Origin)>) {
+        for (delivery, origin) in deliveries {
+            if !self.live.consumers.queue(origin).no_ack {
                 self.send(Frame::Reject { tag: delivery.delivery_tag, requeue: true });
             }
         }
@@ -329,7 +358,7 @@ impl State {
             drop(self.live.publisher);
             // An error: the publisher has ended before.
             let _ = self.live.published.await;
-            Ok(self.live.connection.close(200, "OK".into()).await?)
+            Ok(self.live.link.connection.close(200, "OK".into()).await?)
         }
         .await;
         if let Err(fault) = outcome {

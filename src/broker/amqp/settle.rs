@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use super::consumers::Origin;
 use crate::broker::Settlement;
 
 /// One frame to the broker.
@@ -18,7 +19,8 @@ pub(super) enum Frame {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Entry {
-    Open,
+    /// Delivered by this consumer.
+    Open(Origin),
     /// Part of the batch that is being planned.
     Acking,
     Settled,
@@ -35,7 +37,7 @@ pub(super) struct Ledger {
 
 impl Ledger {
     /// Notes a delivery. The broker's tags only grow; those in between were delivered without acknowledgement.
-    pub(super) fn delivered(&mut self, tag: u64) {
+    pub(super) fn delivered(&mut self, tag: u64, origin: Origin) {
         if self.entries.is_empty() {
             self.first = tag;
         }
@@ -45,16 +47,22 @@ impl Ledger {
             return;
         }
         self.entries.resize(index, Entry::Settled);
-        self.entries.push_back(Entry::Open);
+        self.entries.push_back(Entry::Open(origin));
     }
 
     /// The frames that settle a batch; tags that are not open are left out. Rejections come first, in
-    /// their order, so that the acknowledgements after them need not spare them.
-    pub(super) fn settle(&mut self, batch: impl IntoIterator<Item = (u64, Settlement)>) -> Vec<Frame> {
+    /// their order, so that the acknowledgements after them need not spare them. `settled` is told whose
+    /// deliveries they are.
+    pub(super) fn settle(
+        &mut self,
+        batch: impl IntoIterator<Item = (u64, Settlement)>,
+        mut settled: impl FnMut(Origin),
+    ) -> Vec<Frame> {
         let mut frames = Vec::new();
         let mut acks = Vec::new();
         for (tag, settlement) in batch {
-            let Some(index) = self.index(tag) else { continue };
+            let Some((index, origin)) = self.open(tag) else { continue };
+            settled(origin);
             self.entries[index] = match settlement {
                 Settlement::Ack => {
                     acks.push(tag);
@@ -92,7 +100,7 @@ impl Ledger {
 
     /// The last tag that one `multiple` acknowledgement may name, and how many of the batch it covers.
     fn covered(&self) -> Option<(u64, usize)> {
-        let run = self.entries.iter().take_while(|entry| **entry != Entry::Open);
+        let run = self.entries.iter().take_while(|entry| !matches!(entry, Entry::Open(_)));
         let (last, count) = run
             .enumerate()
             .filter(|(_, entry)| **entry == Entry::Acking)
@@ -100,9 +108,12 @@ impl Ledger {
         last.map(|index| (self.first + index as u64, count))
     }
 
-    fn index(&self, tag: u64) -> Option<usize> {
+    fn open(&self, tag: u64) -> Option<(usize, Origin)> {
         let index = usize::try_from(tag.checked_sub(self.first)?).ok()?;
-        (self.entries.get(index) == Some(&Entry::Open)).then_some(index)
+        match self.entries.get(index) {
+            Some(Entry::Open(origin)) => Some((index, *origin)),
+            _ => None,
+        }
     }
 }
 
@@ -110,9 +121,11 @@ impl Ledger {
 mod tests {
     use super::*;
 
+    const ORIGIN: Origin = Origin { source: 0, consumer: 1 };
+
     fn ledger(tags: impl IntoIterator<Item = u64>) -> Ledger {
         let mut ledger = Ledger::default();
-        tags.into_iter().for_each(|tag| ledger.delivered(tag));
+        tags.into_iter().for_each(|tag| ledger.delivered(tag, ORIGIN));
         ledger
     }
 
@@ -123,25 +136,25 @@ mod tests {
     #[test]
     fn a_run_from_the_lowest_unsettled_tag_is_one_frame_and_the_rest_are_single() {
         let mut ledger = ledger(1..=6);
-        let frames = ledger.settle(acks(&[2, 1, 3, 5]));
+        let frames = ledger.settle(acks(&[2, 1, 3, 5]), |_| {});
         assert_eq!(frames, [Frame::Ack { tag: 3, multiple: true }, Frame::Ack { tag: 5, multiple: false }]);
-        assert_eq!(ledger.settle(acks(&[6, 4])), [Frame::Ack { tag: 6, multiple: true }]);
+        assert_eq!(ledger.settle(acks(&[6, 4]), |_| {}), [Frame::Ack { tag: 6, multiple: true }]);
         assert!(ledger.entries.is_empty());
     }
 
     #[test]
     fn nothing_is_settled_twice_and_unknown_tags_are_left_out() {
         let mut ledger = ledger([1, 2]);
-        assert_eq!(ledger.settle(acks(&[1, 1, 9])), [Frame::Ack { tag: 1, multiple: false }]);
-        assert_eq!(ledger.settle(acks(&[1])), []);
-        assert!(ledger.index(2).is_some() && ledger.index(1).is_none());
+        assert_eq!(ledger.settle(acks(&[1, 1, 9]), |_| {}), [Frame::Ack { tag: 1, multiple: false }]);
+        assert_eq!(ledger.settle(acks(&[1]), |_| {}), []);
+        assert!(ledger.open(2).is_some() && ledger.open(1).is_none());
     }
 
     #[test]
     fn a_rejection_goes_before_the_acknowledgement_that_spans_it() {
         let mut ledger = ledger(1..=3);
         let batch = [(1, Settlement::Ack), (2, Settlement::Reject), (3, Settlement::Ack)];
-        let frames = ledger.settle(batch);
+        let frames = ledger.settle(batch, |_| {});
         assert_eq!(frames, [Frame::Reject { tag: 2, requeue: false }, Frame::Ack { tag: 3, multiple: true }]);
     }
 
@@ -158,7 +171,7 @@ mod tests {
             for _ in 0..30 {
                 for _ in 0..random.usize(0..8) {
                     next += random.u64(1..=2);
-                    ledger.delivered(next);
+                    ledger.delivered(next, ORIGIN);
                     held.push(next);
                     at_broker.insert(next, None);
                 }
@@ -173,7 +186,7 @@ mod tests {
                     })
                     .collect();
                 asked.extend(batch.iter().copied());
-                for frame in ledger.settle(batch) {
+                for frame in ledger.settle(batch, |_| {}) {
                     match frame {
                         Frame::Ack { tag, multiple } => {
                             assert_eq!(at_broker[&tag], None, "seed {seed}: {tag} settled twice");
@@ -190,7 +203,7 @@ mod tests {
                         }
                     }
                 }
-                assert!(held.iter().all(|tag| ledger.index(*tag).is_some()));
+                assert!(held.iter().all(|tag| ledger.open(*tag).is_some()));
             }
             for (tag, state) in at_broker {
                 assert_eq!(state, asked.get(&tag).copied(), "seed {seed}: {tag}");

@@ -320,7 +320,6 @@ mod tests {
             "{}",
             r#"{"body": "", "properties": []}"#,
             r#"{"body": {"a": 1}, "properties": {"body_encoding": "base64"}}"#,
-            r#"{"body": "!", "properties": {"body_encoding": "base64"}}"#,
             r#"{"body": "YQ", "properties": {"body_encoding": "base64"}}"#,
             r#"{"body": "YQ==", "properties": {"body_encoding": "rot13"}}"#,
             "{\"body\": \"\u{0}",

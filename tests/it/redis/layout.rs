@@ -4,10 +4,11 @@ use celeriac::broker::{Command, Publication, Settlement};
 use redis::AsyncTypedCommands;
 use serde_json::{Value, json};
 
+use super::MODULES;
 use super::{Stage, consume};
 use crate::broker::client::Client;
 use crate::broker::{envelope, id, message};
-use crate::support::celery::{python, script};
+use crate::support::python::python;
 
 /// Publishes with Celery, or takes with kombu, and says what it saw.
 const KOMBU: &str = r#"
@@ -55,13 +56,13 @@ elif action == "ping":
 "#;
 
 fn kombu(stage: &Stage, action: &str, options: &Value) -> Option<String> {
-    Some(script(&python()?, KOMBU, &[&stage.server.url(), action, &options.to_string()], ""))
+    Some(python(MODULES)?.run(&["-c", KOMBU, &stage.server.url(), action, &options.to_string()]))
 }
 
 /// The same while our side runs.
 async fn kombu_beside(stage: &Stage, action: &'static str, options: Value) -> Option<String> {
-    let (python, url) = (python()?, stage.server.url());
-    let run = move || script(&python, KOMBU, &[&url, action, &options.to_string()], "");
+    let (python, url) = (python(MODULES)?, stage.server.url());
+    let run = move || python.run(&["-c", KOMBU, &url, action, &options.to_string()]);
     Some(tokio::task::spawn_blocking(run).await.unwrap())
 }
 
@@ -158,12 +159,11 @@ async fn a_broadcast_of_celery_is_received_and_our_reply_reaches_it() {
         consume.control = Some(super::control());
         let mut client = Client::connect(&*stage.broker(options.clone()), &consume).await;
         let asked = tokio::task::LocalSet::new();
-        let (url, python) = (stage.server.url(), python());
+        let (url, python) = (stage.server.url(), python(MODULES));
         let Some(python) = python else { return };
         let text = options.to_string();
         let ping = asked.run_until(async {
-            let ping =
-                tokio::task::spawn_blocking(move || script(&python, KOMBU, &[&url, "ping", &text], ""));
+            let ping = tokio::task::spawn_blocking(move || python.run(&["-c", KOMBU, &url, "ping", &text]));
             let request = client.control().await;
             let body: Value = serde_json::from_slice(&request.body).unwrap();
             assert_eq!(body["method"], json!("ping"));

@@ -18,6 +18,9 @@ use serde_json::Value;
 use crate::broker::{envelope, message, redis as conformance};
 use crate::support::redis::RedisServer;
 
+/// What Python has to import to be the other end.
+const MODULES: &str = "celery, redis";
+
 /// A server, and a connection of the test's own.
 struct Stage {
     server: RedisServer,

@@ -8,8 +8,9 @@ use celeriac::backend::{BackendConfig, Record, ResultBackend};
 use redis::AsyncTypedCommands;
 use serde_json::json;
 
+use super::MODULES;
 use super::Stage;
-use crate::support::celery::{python, script};
+use crate::support::python::python;
 use crate::support::wait_until;
 
 fn backend(stage: &Stage) -> Arc<dyn ResultBackend> {
@@ -48,11 +49,11 @@ async fn results_are_stored_with_their_time_to_live_and_celery_reads_them() {
     assert!((90..=100).contains(&left[0]) && left[1] == -1, "{left:?}");
     assert_eq!(backend.get("a").await.unwrap().unwrap(), records[0].document);
     assert_eq!(backend.get("nobody").await.unwrap(), None);
-    let Some(python) = python() else { return };
+    let Some(python) = python(MODULES) else { return };
     let reader = "import sys; from celery import Celery\n\
                   app = Celery(backend=sys.argv[1])\n\
                   print(app.AsyncResult('a').get(), app.AsyncResult('b').state)";
-    assert_eq!(script(&python, reader, &[&stage.server.url()], "").trim(), "[1, 2] STARTED");
+    assert_eq!(python.run(&["-c", reader, &stage.server.url()]).trim(), "[1, 2] STARTED");
 }
 
 #[tokio::test]
@@ -89,13 +90,13 @@ async fn a_stored_success_is_never_overwritten_whatever_it_was_serialized_with()
 #[tokio::test]
 async fn who_waits_for_a_result_is_told() {
     let Some(stage) = Stage::start().await else { return };
-    let Some(python) = python() else { return };
+    let Some(python) = python(MODULES) else { return };
     let backend = backend(&stage);
     let url = stage.server.url();
     let waiter = "import sys; from celery import Celery\n\
                   app = Celery(backend=sys.argv[1])\n\
                   print(app.AsyncResult('a').get(timeout=30))";
-    let waiting = tokio::task::spawn_blocking(move || script(&python, waiter, &[&url], ""));
+    let waiting = tokio::task::spawn_blocking(move || python.run(&["-c", waiter, &url]));
     let redis = &stage.redis;
     wait_until("the client subscribes", async || {
         let channels: Vec<String> =

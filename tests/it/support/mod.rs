@@ -2,7 +2,6 @@
 
 #![allow(dead_code, reason = "each area takes what it needs")]
 
-pub(crate) mod celery;
 pub(crate) mod folder;
 pub(crate) mod pool;
 pub(crate) mod process;

@@ -7,7 +7,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -22,6 +22,7 @@ static SERVER: OnceLock<Option<RabbitServer>> = OnceLock::new();
 pub(crate) struct RabbitServer {
     folder: Folder,
     port: u16,
+    tls_port: u16,
     environment: Vec<(&'static str, String)>,
     /// Never written to. The node's keeper stops it when this end closes: when the test binary ends, however.
     _lifeline: std::process::ChildStdin,
@@ -60,12 +61,21 @@ impl RabbitServer {
 
     fn spawn(script: &PathBuf) -> Self {
         let folder = Folder::new();
-        let port = free_port();
+        let (port, tls_port) = (free_port(), free_port());
         let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
         fs::write(path("plugins"), "[].").expect("a file can be written");
         fs::write(path("environment"), "").expect("a file can be written");
-        fs::write(path("rabbit.conf"), format!("listeners.tcp.1 = 127.0.0.1:{port}\n"))
-            .expect("a file can be written");
+        let mut settings = format!("listeners.tcp.1 = 127.0.0.1:{port}\n");
+        if certify(folder.path()) {
+            settings += &format!(
+                "listeners.ssl.1 = 127.0.0.1:{tls_port}\nssl_options.cacertfile = {}\nssl_options.certfile = {}\n\
+                 ssl_options.keyfile = {}\nssl_options.verify = verify_peer\n",
+                path("ca.pem"),
+                path("server.pem"),
+                path("server.key"),
+            );
+        }
+        fs::write(path("rabbit.conf"), settings).expect("a file can be written");
         let environment = vec![
             // The cookie is made in the home folder.
             ("HOME", path("")),
@@ -85,6 +95,10 @@ impl RabbitServer {
             // Idle schedulers sleep: the machine is shared with the tests.
             ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+sbwt none +sbwtdcpu none +sbwtdio none".to_owned()),
         ];
+        #[expect(
+            clippy::zombie_processes,
+            reason = "it outlives us: it stops the server when our end of the pipe closes"
+        )]
         let mut keeper = Command::new("sh")
             .args(["-c", KEEPER, "keeper"])
             .arg(script)
@@ -96,7 +110,7 @@ impl RabbitServer {
             .spawn()
             .expect("a shell can be started");
         let lifeline = keeper.stdin.take().expect("it was piped");
-        Self { folder, port, environment, _lifeline: lifeline }
+        Self { folder, port, tls_port, environment, _lifeline: lifeline }
     }
 
     fn becomes_ready(&self, within: Duration) -> bool {
@@ -156,6 +170,19 @@ impl Vhost<'_> {
         format!("amqp://guest:guest@127.0.0.1:{}/{}", self.server.port, self.name)
     }
 
+    /// Its address by TLS, and the folder with `ca.pem` and `client.pem`. The server's certificate is for
+    /// `rabbit.test`. `None`: `openssl` is not installed here.
+    pub(crate) fn tls(&self) -> Option<(String, &Path)> {
+        program("openssl")?;
+        let url = format!("amqps://guest:guest@127.0.0.1:{}/{}", self.server.tls_port, self.name);
+        Some((url, self.server.folder.path()))
+    }
+
+    /// The server's port.
+    pub(crate) fn port(&self) -> u16 {
+        self.server.port
+    }
+
     /// The rows of a `rabbitmqctl list_…`, as JSON objects.
     pub(crate) fn list(
         &self,
@@ -187,6 +214,30 @@ impl Vhost<'_> {
     pub(crate) fn eval(&self, expression: &str) -> String {
         self.server.eval(&expression.replace("VHOST", &format!("<<\"{}\">>", self.name)))
     }
+}
+
+/// Makes an authority and certificates of it for the server and for a client (with its key).
+const CERTIFY: &str = r#"
+set -e
+new="-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+openssl req -x509 $new -keyout ca.key -out ca.pem -days 30 -subj /CN=authority
+for name in server client; do
+  openssl req $new -keyout $name.key -out $name.csr -subj /CN=$name
+  printf 'subjectAltName=DNS:rabbit.test\nbasicConstraints=CA:FALSE\n' >extensions
+  openssl x509 -req -in $name.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile extensions -out $name.pem
+done
+cat client.key >>client.pem
+"#;
+
+fn certify(folder: &Path) -> bool {
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", CERTIFY])
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    shell.status().is_ok_and(|status| status.success())
 }
 
 /// The server's own script, not Debian's wrapper around it.

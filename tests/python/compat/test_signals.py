@@ -26,14 +26,21 @@ OF_THE_WORKER = {
 }  # fmt: skip
 
 
+# Objects of the parent that celeriac hands to receivers in place of Celery's.
+STAND_INS = {"ConsumerStandIn": "Consumer", "Settled": "Message"}
+
+
 def told(lines):
     """What a test compares: the name, the role, the sender and the arguments of each signal."""
     return [
         (
             line["event"],
             line["role"],
-            line["sender"],
-            {key: "…" if key in VOLATILE else plain(value) for key, value in line["fields"].items()},
+            STAND_INS.get(line["sender"], line["sender"]),
+            {
+                key: "…" if key in VOLATILE else plain(STAND_INS.get(value, value))
+                for key, value in line["fields"].items()
+            },
         )
         for line in lines
     ]

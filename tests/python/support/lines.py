@@ -4,9 +4,7 @@ import re
 
 UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 
-HEAD = re.compile(
-    r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}: (?P<level>[A-Z]+)/(?P<process>[\w-]+)\] (?P<text>.*)$"
-)
+HEAD = re.compile(r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}: (?P<level>[A-Z]+)/(?P<process>[\w-]+)\] (?P<text>.*)$")
 
 REPLACEMENTS = [
     (re.compile(UUID), "<id>"),
@@ -38,3 +36,11 @@ def lines(log):
 def lines_of_task(log, task_id):
     """The records that name the task, in order."""
     return [line for raw in log.splitlines() if task_id in raw for line in lines(raw)]
+
+
+def by_process(found):
+    """The order within a process is kept; between processes there is none."""
+    sorted_out = {}
+    for level, process, text in found:
+        sorted_out.setdefault(process, []).append((level, text))
+    return sorted_out

@@ -3,13 +3,9 @@
 import importlib.util
 import itertools
 import os
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
+from support.compare import differences
 from support.servers import Memcached, RabbitMq, Redis
 from support.stage import Stage
 from support.worker import COMMANDS
@@ -134,7 +130,13 @@ def stage_on(request, tmp_path):
 
 
 @pytest.fixture
-def alike(request, stage_on):
+def kinds(request):
+    """The kinds of worker that this run tests, the original first."""
+    return request.config.stash[KINDS]
+
+
+@pytest.fixture
+def alike(kinds, stage_on):
     """Plays one scenario under each worker and compares what was observed; returns what the original showed.
 
     The scenario gets a stage and returns plain data; with one kind in --workers nothing is compared.
@@ -142,7 +144,7 @@ def alike(request, stage_on):
 
     def compare(scenario, broker="redis", backend="redis", **conf):
         seen = {}
-        for kind in request.config.stash[KINDS]:
+        for kind in kinds:
             stage = stage_on(kind, broker, backend, **conf)
             try:
                 seen[kind] = scenario(stage)
@@ -152,7 +154,9 @@ def alike(request, stage_on):
             finally:
                 stage.close()
         if len(seen) == 2:
-            assert seen[OURS] == seen[ORIGINAL]
+            found = differences(seen[ORIGINAL], seen[OURS])
+            if found:
+                pytest.fail("the workers differ:\n" + "\n".join(found))
         return next(iter(seen.values()))
 
     return compare

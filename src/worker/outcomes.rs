@@ -1,0 +1,222 @@
+//! The other half of the loop: what the pool says of jobs, what the backend says of results, what the hooks
+//! say of reports; and with all three, what the broker is told.
+
+use tokio::sync::mpsc;
+
+use super::acks::{self, Ending, Kill};
+use super::consumer::{Consumer, Reported};
+use super::hooks::{Incident, Report};
+use super::jobs::Limit;
+use super::request::Request;
+use super::results::{Write, Written};
+use super::shutdown::{Cause, Phase};
+use crate::broker::{Handle, Settlement};
+use crate::pool::{self, Interrupt, JobId, Outcome};
+
+/// Pool events taken in one turn before the broker is told of them.
+const POOL_BATCH: usize = 256;
+
+impl Consumer {
+    pub(super) fn on_pool_events(
+        &mut self,
+        first: Option<pool::Event>,
+        more: &mut mpsc::Receiver<pool::Event>,
+    ) {
+        let Some(first) = first else {
+            self.broken.get_or_insert_with(|| "the pool ended".to_owned());
+            self.shutdown.phase = Phase::Hard;
+            self.shutdown.exit_code = 1;
+            return;
+        };
+        self.on_pool(first);
+        for _ in 0..POOL_BATCH {
+            let Ok(event) = more.try_recv() else { break };
+            self.on_pool(event);
+        }
+    }
+
+    fn on_pool(&mut self, event: pool::Event) {
+        match event {
+            pool::Event::Up { .. } => {
+                self.slots_up += 1;
+                self.tell_ready();
+            }
+            pool::Event::Down { .. } => self.slots_up = self.slots_up.saturating_sub(1),
+            pool::Event::Accepted { job } => self.on_accepted(job),
+            pool::Event::Store { job, record, confirm } => {
+                if let Some(writes) = &self.writes {
+                    if let Some(running) = self.jobs.get_mut(job) {
+                        running.writes += 1;
+                    }
+                    // The writer ends after this loop; it cannot be gone.
+                    let _ = writes.send(Write { job, confirm, record });
+                } else if let Some(store) = confirm {
+                    self.pool.stored(store, Some("this worker has no native result backend".to_owned()));
+                }
+            }
+            pool::Event::Ended { job, outcome } => self.on_ended(job, outcome),
+            pool::Event::Broken(reason) => {
+                tracing::error!(target: "celery.worker", "Unrecoverable error: {reason}");
+                self.broken = Some(reason);
+                self.on_cause(Cause::Failure);
+            }
+        }
+    }
+
+    fn on_accepted(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        job.accepted = true;
+        if !job.request.policy.acks_late && !job.acknowledged {
+            job.acknowledged = true;
+            let tag = job.request.handle.tag();
+            self.link.settle((tag, Settlement::Ack));
+        }
+    }
+
+    fn on_ended(&mut self, id: JobId, outcome: Outcome) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        job.over = true;
+        let never_started = !job.accepted && !job.request.policy.acks_late && !job.acknowledged;
+        if matches!(outcome, Outcome::WorkerLost { .. })
+            && never_started
+            && !job.request.bounced
+            && job.killed.is_none()
+        {
+            // As in 5.7: a job that its child never began goes to another child. Once: a body that kills whoever
+            // decodes it is lost at the second.
+            if let Some(job) = self.jobs.remove(id) {
+                self.ready.push_front(Request { bounced: true, ..job.request });
+            }
+            return;
+        }
+        let ending = Ending { acknowledged: job.acknowledged, killed: job.killed };
+        let verdict = acks::settle(&job.request.policy, &outcome, ending);
+        job.ended = Some(verdict.settlement);
+        match verdict.incident {
+            None => self.finish(id),
+            Some(mut what) => {
+                // As billiard words it; the number is that of the job.
+                if let Incident::WorkerLost { status, .. } = &mut what {
+                    status.push_str(&format!(" Job: {}", id.saturating_sub(1)));
+                }
+                job.reporting = true;
+                let report = Report {
+                    what,
+                    message: job.request.message.clone(),
+                    info: job.request.info.clone(),
+                    pid: Some(job.pid),
+                };
+                self.report(report, Some(id), None);
+            }
+        }
+    }
+
+    /// Settles a job that ended, once its results are written and its report is done.
+    fn finish(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get(id) else { return };
+        let Some(settlement) = job.ended else { return };
+        if job.writes > 0 || job.reporting {
+            return;
+        }
+        let Some(job) = self.jobs.remove(id) else { return };
+        match settlement {
+            Some(settlement) => self.link.settle(job.request.handle.settle(settlement)),
+            None => drop(job.request.handle.abandon()),
+        }
+    }
+
+    pub(super) fn on_written(&mut self, written: Written) {
+        if let Some(store) = written.confirm {
+            self.pool.stored(store, written.error);
+        }
+        if let Some(job) = self.jobs.get_mut(written.job) {
+            job.writes = job.writes.saturating_sub(1);
+            self.finish(written.job);
+        }
+    }
+
+    pub(super) fn on_limit(&mut self, id: JobId, limit: Limit) {
+        let Some(job) = self.jobs.get(id) else { return };
+        match limit {
+            Limit::Soft(seconds) => {
+                tracing::warn!(
+                    target: "celery.worker.request",
+                    "Soft time limit ({seconds}s) exceeded for {}",
+                    job.request.human()
+                );
+                self.pool.interrupt(id, Interrupt::SoftLimit);
+            }
+            Limit::Hard(seconds) => self.pool.interrupt(id, Interrupt::HardLimit(seconds)),
+        }
+    }
+
+    /// Kills the children of these jobs; their work is to be done again.
+    pub(super) fn kill(&mut self, jobs: &[JobId]) {
+        for id in jobs {
+            if let Some(job) = self.jobs.get_mut(*id) {
+                job.killed.get_or_insert(Kill::Cancelled);
+                self.pool.interrupt(*id, Interrupt::Terminate(15));
+            }
+        }
+    }
+
+    pub(super) fn report(
+        &mut self,
+        report: Report,
+        job: Option<JobId>,
+        refused: Option<(Handle, Settlement)>,
+    ) {
+        let hooks = self.hooks.clone();
+        self.reports.spawn(async move {
+            let answer = hooks.report(report).await;
+            Reported { job, refused, answer }
+        });
+    }
+
+    pub(super) fn on_reported(&mut self, reported: Result<Reported, tokio::task::JoinError>) {
+        let reported = match reported {
+            Ok(reported) => reported,
+            Err(error) => {
+                tracing::error!(target: "celery.worker", %error, "A report failed: a bug of celeriac. The broker will redeliver its message.");
+                return;
+            }
+        };
+        if let Some((handle, planned)) = reported.refused {
+            self.link.settle(handle.settle(reported.answer.unwrap_or(planned)));
+        }
+        if let Some(id) = reported.job {
+            if let Some(job) = self.jobs.get_mut(id) {
+                job.reporting = false;
+                if let (Some(Some(planned)), Some(answer)) = (&mut job.ended, reported.answer) {
+                    *planned = answer;
+                }
+            }
+            self.finish(id);
+        }
+    }
+
+    /// Kills the child that runs the task and reports it as revoked.
+    pub(super) fn terminate_running(&mut self, id: JobId, signal: i32) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        if job.killed.is_some() || job.over {
+            return;
+        }
+        tracing::info!(target: "celery.worker.control", "Terminating {} ({signal})", job.request.headers.id);
+        job.killed = Some(Kill::Revoked(signal));
+        job.reporting = true;
+        let what = Incident::Revoked {
+            reason: "terminated",
+            terminated: true,
+            signal: Some(signal),
+            expired: false,
+        };
+        let report = Report {
+            what,
+            message: job.request.message.clone(),
+            info: job.request.info.clone(),
+            pid: Some(job.pid),
+        };
+        self.report(report, Some(id), None);
+        self.pool.interrupt(id, Interrupt::Terminate(signal));
+    }
+}

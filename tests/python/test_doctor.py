@@ -1,0 +1,101 @@
+"""`celeriac doctor` shows the decisions that the worker takes."""
+
+import json
+
+from support.command import python, run
+
+
+def examine(app, *words, cwd):
+    done = run("celeriac", "-A", app, "doctor", "--json", *words, cwd=cwd)
+    return json.loads(done.stdout), done
+
+
+def by_name(decisions):
+    return {decision["name"]: decision for decision in decisions}
+
+
+def test_an_app_of_the_usual_kind_is_native_where_there_is_a_native_rung(tmp_path):
+    (tmp_path / "usual.py").write_text(
+        "from celery import Celery\napp = Celery('usual', broker='redis://h', backend='redis://h')\n"
+    )
+    report, done = examine("usual", cwd=tmp_path)
+    assert done.returncode == 0
+    concerns = by_name(report["concerns"])
+    assert {name: concerns[name]["rung"] for name in ("broker", "result backend")} == {
+        "broker": "native",
+        "result backend": "native",
+    }
+    assert report["refused"] == report["without_effect"] == []
+
+
+def test_each_thing_that_holds_an_app_back_is_named(tmp_path):
+    report, done = examine("ladder_zoo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    concerns = {name: " ".join(one["reasons"]) for name, one in by_name(report["concerns"]).items()}
+    assert "sqla" in concerns["broker"]
+    assert "celery.backends.database" in concerns["result backend"]
+    assert "before_task_publish has a receiver: ladder_zoo:stamp" in concerns["continuations"]
+    assert "task_routes has a function: ladder_zoo:route" in concerns["continuations"]
+    assert "setup_logging has a receiver: ladder_zoo:logging_of_ours" in concerns["logging"]
+    assert all(one["rung"] == "python" for one in report["concerns"])
+    tasks = {name.removeprefix("ladder_zoo."): one["reasons"] for name, one in by_name(report["tasks"]).items()}
+    assert tasks == {
+        "plain": [],
+        "hooked": ["ladder_zoo:Hooked overrides on_failure"],
+        "retrying": ["autoretry_for"],
+        "traced": ["__trace__ is ladder_zoo:route"],
+    }
+    assert report["without_effect"] == ["worker_send_task_events (no events are sent)"]
+
+
+def test_a_replaced_tracer_is_named(tmp_path):
+    (tmp_path / "watched.py").write_text(
+        "import celery.app.trace as trace\nfrom celery import Celery\napp = Celery('watched')\n"
+        "real = trace.build_tracer\ndef build_tracer(*args, **kwargs):\n    return real(*args, **kwargs)\n"
+        "trace.build_tracer = build_tracer\n"
+    )
+    report, _ = examine("watched", cwd=tmp_path)
+    assert "build_tracer is replaced by watched:build_tracer" in by_name(report["concerns"])["execution"]["reasons"]
+
+
+def test_an_option_that_json_cannot_hold_leaves_the_broker_to_kombu(tmp_path):
+    (tmp_path / "secret.py").write_text(
+        "from celery import Celery\napp = Celery('secret', broker='redis://h')\n"
+        "app.conf.broker_transport_options = {'credential_provider': object()}\n"
+    )
+    report, _ = examine("secret", cwd=tmp_path)
+    broker = by_name(report["concerns"])["broker"]
+    assert broker["rung"] == "python"
+    assert "broker_transport_options['credential_provider'] is a object" in broker["reasons"]
+
+
+def test_what_the_worker_would_refuse_is_listed_with_status_2(tmp_path):
+    (tmp_path / "batch.py").write_text(
+        "from plain_config import app\napp.tasks['plain_config.add'].Strategy = 'batches:Strategy'\n"
+        "app.conf.worker_consumer = 'mine:Consumer'\n"
+    )
+    report, done = examine("batch", "-P", "threads", cwd=tmp_path)
+    assert done.returncode == 2
+    text = " ".join(report["refused"])
+    assert "sets Strategy to batches:Strategy" in text
+    assert "worker_consumer is mine:Consumer" in text
+
+
+def test_the_table_for_people_says_the_same(tmp_path):
+    done = run("celeriac", "-A", "ladder_zoo", "doctor", cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("app ladder_zoo, node celery@")
+    assert any(line.split()[:2] == ["broker", "python"] for line in lines)
+    assert any("ladder_zoo.hooked" in line and "overrides on_failure" in line for line in lines)
+
+
+def test_no_broker_is_connected(tmp_path):
+    examine("ladder_zoo", cwd=tmp_path)
+    assert not (tmp_path / "broker.db").exists()
+
+
+def test_the_reference_of_options_is_the_one_of_the_parser():
+    from pathlib import Path
+
+    made = python("from celeriac import _core\nprint(_core.options_reference(), end='')")
+    assert (Path(__file__).resolve().parents[2] / "docs" / "options.md").read_text() == made
