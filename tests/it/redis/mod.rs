@@ -1,5 +1,6 @@
 //! What only Redis has: records and leases in kombu's keys, scripts, the other end written in Python.
 
+mod addresses;
 mod layout;
 mod leases;
 mod recovery;
