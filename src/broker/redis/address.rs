@@ -16,6 +16,8 @@ pub(crate) struct Address {
     pub(crate) password: Option<String>,
     /// Database number.
     pub(crate) db: i64,
+    /// The database as it was written, which is how it is shown.
+    virtual_host: String,
     /// TLS, or none.
     pub(crate) tls: Option<Tls>,
     /// What the query says beside the database and TLS.
@@ -85,13 +87,17 @@ impl Address {
             other => return Err(format!("{other}:// is not an address of Redis")),
         };
         let named = ["virtual_host", "db"].into_iter().filter_map(|name| query.remove(name)).next_back();
+        let virtual_host = match path.strip_prefix('/').unwrap_or(path) {
+            "" => "/".to_owned(),
+            host => host.to_owned(),
+        };
         let db = match (&place, named) {
             (_, Some(Value::String(name))) => database(&name)?,
             (Place::Tcp { .. }, _) => database(&unquote(path).unwrap_or_default())?,
             (Place::Unix(_), _) => 0,
         };
         let tls = (scheme == "rediss").then(|| Tls { verify: true, check_hostname: true, ..Tls::default() });
-        Ok(Self { place, username, password, db, tls, query })
+        Ok(Self { place, username, password, db, virtual_host, tls, query })
     }
 
     /// Turns TLS on as `broker_use_ssl`, `redis_backend_use_ssl` and the query's `ssl_*` say. Whether any of them
@@ -126,20 +132,17 @@ impl Address {
         Ok(options.contains_key("ssl_cert_reqs"))
     }
 
-    /// As `Connected to …` shows it: kombu's form, password masked.
+    /// As `Connected to …` shows it: kombu's form, which masks even a password that is not there.
     pub(crate) fn masked(&self) -> String {
-        let user = match (&self.username, &self.password) {
-            (None, None) => String::new(),
-            (name, None) => format!("{}@", quote(name.as_deref().unwrap_or_default())),
-            (name, Some(_)) => format!("{}:**@", quote(name.as_deref().unwrap_or_default())),
-        };
+        let name = quote(self.username.as_deref().unwrap_or_default());
         match &self.place {
             Place::Tcp { host, port } => {
                 let scheme = if self.tls.is_some() { "rediss" } else { "redis" };
                 let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-                format!("{scheme}://{user}{host}:{port}/{}", self.db)
+                format!("{scheme}://{name}:**@{host}:{port}/{}", self.virtual_host)
             }
-            Place::Unix(path) => format!("redis+socket://{user}{path}?virtual_host={}", self.db),
+            Place::Unix(path) if self.password.is_some() => format!("redis+socket://{name}:**@{path}"),
+            Place::Unix(path) => format!("redis+socket://{path}"),
         }
     }
 
@@ -287,6 +290,11 @@ mod tests {
         Address { place: Place::Tcp { host: host.to_owned(), port }, db, ..Address::default() }
     }
 
+    /// How it is shown has a test of its own.
+    fn parsed(url: &str) -> Address {
+        Address { virtual_host: String::new(), ..Address::parse(url).unwrap() }
+    }
+
     #[test]
     fn addresses_are_taken_apart_as_kombu_does() {
         for (url, expected) in [
@@ -318,7 +326,7 @@ mod tests {
                 },
             ),
         ] {
-            assert_eq!(Address::parse(url).unwrap(), expected, "{url}");
+            assert_eq!(parsed(url), expected, "{url}");
         }
     }
 
@@ -356,10 +364,16 @@ mod tests {
     }
 
     #[test]
-    fn the_shown_address_hides_the_password() {
-        let shown = |url: &str| Address::parse(url).unwrap().masked();
-        assert_eq!(shown("redis://:secret@host/1"), "redis://:**@host:6379/1");
-        assert_eq!(shown("rediss://me:secret@host:7000"), "rediss://me:**@host:7000/0");
-        assert_eq!(shown("redis+socket://:secret@/r.sock"), "redis+socket://:**@/r.sock?virtual_host=0");
+    fn the_shown_address_is_kombus() {
+        for (url, shown) in [
+            ("redis://localhost", "redis://:**@localhost:6379//"),
+            ("redis://localhost:6399/0", "redis://:**@localhost:6399/0"),
+            ("redis://u:secret@h:7000/1", "redis://u:**@h:7000/1"),
+            ("rediss://u@h/1", "rediss://u:**@h:6379/1"),
+            ("redis+socket:///tmp/x.sock?virtual_host=2", "redis+socket:///tmp/x.sock"),
+            ("redis+socket://:secret@/tmp/x.sock", "redis+socket://:**@/tmp/x.sock"),
+        ] {
+            assert_eq!(Address::parse(url).unwrap().masked(), shown);
+        }
     }
 }

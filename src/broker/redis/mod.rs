@@ -160,7 +160,7 @@ impl Broker for RedisBroker {
         let owner = shared.owner(session);
         let mut register = link::Call::new([shared.keys.workers.as_str()]);
         register.arg(&owner);
-        link.eval::<i64>(&REGISTER, &register).await?;
+        let began: f64 = link.eval(&REGISTER, &register).await?;
 
         // Asked for, and the answer was lost: back to their queues, with what the worker does not hold.
         let halfway: HashSet<Tag> = shared.unparking().clone();
@@ -200,8 +200,14 @@ impl Broker for RedisBroker {
         if !gone.is_empty() {
             live.emit(Event::Forgotten(gone));
         }
-        let sweeper =
-            sweep::Sweeper { link, shared, findings: sweeps, again: live.again(), seen: HashMap::new() };
+        let sweeper = sweep::Sweeper {
+            link,
+            shared,
+            findings: sweeps,
+            came_back: (session > 1).then_some(began),
+            again: live.again(),
+            seen: HashMap::new(),
+        };
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             if let Err(error) = sweeper.run().await {

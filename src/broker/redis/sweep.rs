@@ -18,6 +18,9 @@ pub(crate) const SILENCE: f64 = 7.0;
 /// And is dead when it stays silent for so long while we hear the server: after a pause of the server itself
 /// everybody is silent, for a beat.
 const OBSERVED: Duration = Duration::from_secs(4);
+/// The same after an outage that we saw ourselves: others may still be waiting before they connect again, which is
+/// half a minute at most.
+const ABSENT: Duration = Duration::from_secs(35);
 /// Who marked a session dead is to be done with it by then; else it died too, and another goes on.
 const BURIAL: f64 = 10.0;
 /// Overdue messages listed by one beat; when there are more, the next beat follows at once.
@@ -39,6 +42,8 @@ pub(crate) struct Sweeper {
     pub(crate) link: Link,
     pub(crate) shared: Arc<Shared>,
     pub(crate) findings: mpsc::Receiver<Findings>,
+    /// The server's time when this worker connected again, if it did.
+    pub(crate) came_back: Option<f64>,
     /// Asks for another beat.
     pub(crate) again: Arc<Notify>,
     /// When each silent session was first seen with its score.
@@ -84,7 +89,7 @@ impl Sweeper {
                 Some((before, since)) if before == score => since,
                 _ => Instant::now(),
             };
-            if number >= 0.0 && since.elapsed() < OBSERVED {
+            if number >= 0.0 && since.elapsed() < patience(number, self.came_back) {
                 self.seen.insert(owner, (score, since));
                 continue;
             }
@@ -97,5 +102,22 @@ impl Sweeper {
                 "A worker died; what it held is back in its queues.");
         }
         Ok(())
+    }
+}
+
+/// How long a session must stay silent that showed its last sign of life then.
+fn patience(last: f64, came_back: Option<f64>) -> Duration {
+    if came_back.is_some_and(|at| last < at) { ABSENT } else { OBSERVED }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_fell_silent_before_we_came_back_may_be_waiting_to_connect_again() {
+        assert_eq!(patience(100.0, None), OBSERVED);
+        assert_eq!(patience(100.0, Some(90.0)), OBSERVED, "it was there after the outage");
+        assert_eq!(patience(100.0, Some(110.0)), ABSENT);
     }
 }
