@@ -6,9 +6,11 @@ CHAOS_SEED=7         repeats a run; the seed of each run is printed
 
 import os
 import random
+import signal
 import time
 
 import pytest
+from support.servers import Redis
 from support.waiting import PATIENCE, until
 
 CUTS = int(os.environ.get("CHAOS_CUTS", "15"))
@@ -54,3 +56,33 @@ def test_a_cut_connection_costs_no_task_and_repeats_none(stage_on, kind):
     ran = sorted(line["number"] for line in stage.journal("ran"))
     assert ran == list(range(len(sent))), f"repeated: {sorted(n for n in set(ran) if ran.count(n) > 1)}, seed {SEED}"
     print(f"{len(sent)} tasks")
+
+
+@pytest.mark.ours
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("outage", ["frozen", "restarted"])
+def test_an_outage_of_the_server_repeats_nothing(stage_on, kind, tmp_path, outage):
+    """Two workers; neither takes the other for dead because the server was away."""
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    with Redis(folder) as server:
+        stage = stage_on(kind, server.url, server.url)
+        workers = [stage.worker("--prefetch-multiplier=4", app="counting", concurrency=2) for _ in range(2)]
+        sent = [stage.send("slow", number, 3.0) for number in range(12)]
+        stage.wait_journal("started", count=4)
+        if outage == "frozen":
+            os.killpg(server.process.pid, signal.SIGSTOP)
+        else:
+            stage.redis().save()
+            server.stop(signal.SIGKILL)
+        for worker in workers:
+            worker.wait_log("onnection to broker lost", timeout=60)
+        if outage == "frozen":
+            os.killpg(server.process.pid, signal.SIGCONT)
+        else:
+            server.start()
+        until(lambda: {line["number"] for line in stage.journal("ran")} >= set(range(12)), stage.logs, 90)
+        assert [result.get(timeout=PATIENCE) for result in sent] == list(range(12))
+        stage.wait_empty()
+        assert [worker.stop() for worker in workers] == [0, 0]
+        assert sorted(line["number"] for line in stage.journal("ran")) == list(range(12))
