@@ -116,7 +116,7 @@ def _run(
         platforms.set_pdeathsig("SIGKILL")
         if os.getppid() == supervisor:
             ours.close()
-            platforms.set_process_title("celeryd", info=f"{plan.hostname}:zygote")
+            platforms.set_process_title(f"celeryd: {plan.hostname}:zygote")
             warm(plan.app, plan.hostname)
             gc.collect()
             gc.freeze()
