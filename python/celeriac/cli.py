@@ -133,9 +133,7 @@ def _load_app(options: dict[str, Any], command: str) -> click.Context:
     parent = click.Context(group, info_name=PROGRAM, auto_envvar_prefix="CELERY")
     parent.invoked_subcommand = command
     with parent:
-        values = {
-            param.name: _converted(options[param.name], param, parent) for param in group.params if param.name
-        }
+        values = {param.name: _converted(options[param.name], param, parent) for param in group.params if param.name}
         parent.invoke(_callback(parent), **values)
     # Named for Celery's `worker`: the names of environment variables and settings are made from it.
     return click.Context(worker, info_name="worker", parent=parent, **worker.context_settings)

@@ -11,7 +11,6 @@ mod values;
 
 use std::collections::HashMap;
 
-use clap::Command;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -155,11 +154,6 @@ pub fn reference() -> String {
 
 fn takes_value(flag: &Flag) -> bool {
     !matches!(flag.reading, Reading::Switch)
-}
-
-/// The parser of the whole command line, for shell completion and tests.
-pub fn parser() -> Command {
-    usage::global_parser()
 }
 
 #[cfg(test)]
