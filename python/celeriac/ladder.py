@@ -213,9 +213,7 @@ def refused_pool_setting(app: Celery) -> list[str]:
     """A green pool in the settings, asked before anybody imports it."""
     pool = app.conf.worker_pool
     if pool in ("gevent", "eventlet"):
-        return [
-            f"worker_pool is {pool}, which is not supported by celeriac yet: use threads, or {RUN_CELERY}."
-        ]
+        return [f"worker_pool is {pool}, which is not supported by celeriac yet: use threads, or {RUN_CELERY}."]
     return []
 
 

@@ -116,6 +116,7 @@ def test_the_defaults_are_celery_s(plain):
             "hup_restarts": True,
             "cancel_on_connection_loss": False,
         },
+        "heartbeat": None,
         "log_info": False,
         "log_debug": False,
     }
