@@ -98,7 +98,7 @@ def test_no_task_is_lost_whoever_is_killed(stage_on, kind, broker):
 
 def assert_no_key_is_left(stage):
     """Beside results and the bindings that every worker leaves there is nothing."""
-    expected = ("celery-task-meta-", "_kombu.binding.")
+    expected = ("celery-task-meta-", "_kombu.binding")
     left = [key.decode() for key in stage.redis().keys("*")]
     assert [key for key in left if not key.startswith(expected)] == []
 
