@@ -12,7 +12,6 @@ import itertools
 import json
 import logging
 import select
-import socket
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,8 +24,9 @@ from kombu.utils.encoding import ensure_bytes
 from kombu.utils.json import dumps
 
 if TYPE_CHECKING:
-    from celeriac._core import KombuPort
     from celery import Celery
+
+    from celeriac._core import KombuPort
 
 logger = logging.getLogger("celery.worker.consumer")
 
@@ -183,7 +183,7 @@ class Link:
                 # A poll that finds nothing returns at once; other transports wait in it.
                 self.connection.drain_events(timeout=0 if polls else PATIENCE)
                 nothing = False
-            except (socket.timeout, TimeoutError):
+            except TimeoutError:
                 nothing = True
             if nothing or len(self.arrived) >= BATCH:
                 self.hand_over()
@@ -219,7 +219,7 @@ class Link:
     def drain_once(self) -> None:
         try:
             self.connection.drain_events(timeout=0.01)
-        except (socket.timeout, TimeoutError):
+        except TimeoutError:
             pass
 
     # --- what the core says ---

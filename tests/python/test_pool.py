@@ -134,18 +134,14 @@ def test_pickle_is_decoded_where_it_is_accepted() -> None:
     with Supervisor(plan(accept_content=["pickle"])) as supervisor:
         child = supervisor.fork()
         body = pickle.dumps(((1,), {"y": 4}, None))
-        child.run(
-            1, "add", body=body, content_type="application/x-python-serialize", content_encoding="binary"
-        )
+        child.run(1, "add", body=body, content_type="application/x-python-serialize", content_encoding="binary")
         assert child.outcome()[2] == "5"
 
 
 def test_a_compressed_body_is_unpacked_first(supervisor: Supervisor) -> None:
     child = supervisor.fork()
 
-    child.run(
-        1, "add", body=zlib.compress(b"[[1, 6], {}, {}]"), headers={"compression": "application/x-gzip"}
-    )
+    child.run(1, "add", body=zlib.compress(b"[[1, 6], {}, {}]"), headers={"compression": "application/x-gzip"})
     assert child.outcome()[2] == "7"
     child.run(2, "add", body=gzip.compress(b"x")[:5], headers={"compression": "application/x-gzip"})
     assert child.outcome()[1] == "undecodable"
@@ -310,9 +306,7 @@ def test_no_child_holds_the_socket_of_another(supervisor: Supervisor) -> None:
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
 def test_no_process_outlives_a_killed_supervisor(pool: str) -> None:
-    script = subprocess.Popen(
-        [sys.executable, HERE / "pool_supervisor.py", pool], stdout=subprocess.PIPE, text=True
-    )
+    script = subprocess.Popen([sys.executable, HERE / "pool_supervisor.py", pool], stdout=subprocess.PIPE, text=True)
     assert script.stdout is not None
     pids = [int(pid) for pid in script.stdout.readline().split()]
     assert len(pids) == 3

@@ -7,9 +7,7 @@ from celery import Celery
 from kombu import Exchange, Queue, binding
 
 app = Celery("rich_config")
-media = Exchange(
-    "media", type="topic", durable=False, auto_delete=True, arguments={"alternate-exchange": "lost"}
-)
+media = Exchange("media", type="topic", durable=False, auto_delete=True, arguments={"alternate-exchange": "lost"})
 app.conf.update(
     broker_url=["amqp://one/vhost", "amqp://u:p%40w@two:5673//"],
     broker_user="worker",
@@ -27,9 +25,7 @@ app.conf.update(
     broker_failover_strategy="shuffle",
     broker_login_method="EXTERNAL",
     task_queues=[
-        Queue(
-            "video", media, routing_key="video.#", queue_arguments={"x-queue-type": "quorum"}, message_ttl=1.5
-        ),
+        Queue("video", media, routing_key="video.#", queue_arguments={"x-queue-type": "quorum"}, message_ttl=1.5),
         Queue(
             "audio",
             media,
