@@ -1,9 +1,9 @@
 """Any kombu transport as a broker: kombu's own objects, driven by one thread a session.
 
-`src/python/broker.rs` starts the thread and holds the other end. What comes from the broker goes to the core as it
-is, undecoded; what the core wants done is done here, in its order. Transports with an event loop run in kombu's own;
-the others are polled as kombu polls them, and the wait between two polls ends at once when the core has something to
-say.
+`src/python/broker.rs` starts the thread and holds the other end. What comes from the broker goes to the
+core as it is, undecoded; what the core wants done is done here, in its order. Transports with an event loop
+run in kombu's own; the others are polled as kombu polls them, and the wait between two polls ends at once
+when the core has something to say.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import logging
 import select
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +139,7 @@ class Link:
             self.add(self.queue(queue))
 
     def add(self, queue: Any) -> None:
-        """Consumes a queue. Each has a consumer of its own, for not every transport says where a message was."""
+        """Consumes a queue. Each has a consumer of its own: not every transport says where a message was."""
         arrived = partial(self.on_message, queue.name)
         consumer = Consumer(
             self.channel,
@@ -201,9 +202,7 @@ class Link:
             hub.add_reader(self.port.fileno(), self.obey)
             interval = self.connection.get_heartbeat_interval()
             if interval and self.connection.supports_heartbeats:
-                hub.timer.call_repeatedly(
-                    interval / HEARTBEAT_RATE, self.connection.heartbeat_check, (HEARTBEAT_RATE,)
-                )
+                hub.timer.call_repeatedly(interval / HEARTBEAT_RATE, self.connection.heartbeat_check, (HEARTBEAT_RATE,))
             # What came with the answers to our declarations is not announced again.
             hub.call_soon(self.drain_once)
             loop = hub.create_loop()
@@ -217,10 +216,8 @@ class Link:
             hub.close()
 
     def drain_once(self) -> None:
-        try:
+        with suppress(TimeoutError):
             self.connection.drain_events(timeout=0.01)
-        except TimeoutError:
-            pass
 
     # --- what the core says ---
 

@@ -42,13 +42,15 @@ def kill(pid):
 
 
 @pytest.mark.timeout(120 + 6 * KILLS)
-@pytest.mark.parametrize("broker", ["redis", "amqp"])
+@pytest.mark.parametrize("broker", ["redis", "amqp", "filesystem"])
 def test_no_task_is_lost_whoever_is_killed(stage_on, kind, broker):
     if kind == "celery" and broker == "redis":
         pytest.skip("the original's messages come back after the visibility timeout only")
+    if kind == "celery" and broker == "filesystem":
+        pytest.skip("the original keeps what it holds in memory only")
     print(f"CHAOS_SEED={SEED} CHAOS_KILLS={KILLS}")
     chance = random.Random(f"{SEED} {broker}")
-    stage = stage_on(kind, broker)
+    stage = stage_on(kind, broker, "file" if broker == "filesystem" else "redis")
 
     def start():
         return stage.worker("--prefetch-multiplier=8", app="counting", concurrency=2)

@@ -180,7 +180,7 @@ def test_failure_and_time_out_may_be_acknowledged_apart():
 
 def test_everything_else_is_read_from_the_settings(rich):
     assert rich["backend"] == {
-        "url": "redis://:pw@results/3",
+        "url": "rediss://:pw@results/3",
         "native": True,
         "transport_options": {"global_keyprefix": "p:"},
         "expires": 3600,

@@ -48,7 +48,7 @@ app.conf.update(
     task_time_limit=30,
     task_soft_time_limit=20,
     task_default_rate_limit="30/m",
-    result_backend="redis://:pw@results/3",
+    result_backend="rediss://:pw@results/3",
     result_expires=timedelta(hours=1),
     result_backend_transport_options={"global_keyprefix": "p:"},
     redis_backend_use_ssl={"ssl_cert_reqs": "required"},
