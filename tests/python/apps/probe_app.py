@@ -13,7 +13,7 @@ HEARTBEAT, READY = FOLDER / "heartbeat", FOLDER / "ready"
 
 
 class LivenessProbe(bootsteps.StartStopStep):
-    requires = {"celery.worker.components:Timer"}  # noqa: RUF012 (as pasted)
+    requires = {"celery.worker.components:Timer"}
 
     def __init__(self, parent, **kwargs):
         super().__init__(parent, **kwargs)
