@@ -24,6 +24,8 @@ def answers(stage):
     for name, result in sent.items():
         until(result.ready, lambda n=name: f"{n}\n{stage.logs()}")
         value = plain(f"{type(result.result).__name__}: {result.result}")
+        if name == "lost":  # without an event loop the original cannot say what the child died of
+            value = type(result.result).__name__
         found[name] = [result.state, value, bool(result.traceback)]
     return found
 
