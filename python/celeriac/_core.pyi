@@ -47,13 +47,7 @@ class KombuPort:
         self,
         messages: list[tuple[int, str, tuple[bytes, str, str, str | None, str | None, str, str, bool]]],
     ) -> bool: ...
-<<<<<<< HEAD
     def control(self, message: tuple[bytes, str, str, str | None, str | None, str, str, bool]) -> bool: ...
-=======
-    def control(
-        self, message: tuple[bytes, str, str, str | None, str | None, str, str, bool]
-    ) -> bool: ...
->>>>>>> main
     def answer(self, number: int, error: str | None) -> None: ...
 
 def parse_globals(argv: list[str], env: dict[str, str], version: str) -> str:
