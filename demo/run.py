@@ -22,9 +22,7 @@ PATIENCE = 60  # seconds for the worker to start, the producer to finish, the wo
 
 
 def start_worker(command, env, log):
-    worker = subprocess.Popen(
-        command, cwd=HERE, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    worker = subprocess.Popen(command, cwd=HERE, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     ready = threading.Event()
 
     def follow():
@@ -66,9 +64,7 @@ def run(worker_name):
         worker = start_worker(command, env, log)
         print(f"$ python producer.py{'':<24} (in another process: Celery's own client)", flush=True)
         try:
-            producer = subprocess.run(
-                [sys.executable, "producer.py"], cwd=HERE, env=env, timeout=PATIENCE * 2
-            )
+            producer = subprocess.run([sys.executable, "producer.py"], cwd=HERE, env=env, timeout=PATIENCE * 2)
             answered = producer.returncode
         except subprocess.TimeoutExpired:
             answered = "timed out"
@@ -79,17 +75,12 @@ def run(worker_name):
     if answered == 0 and stopped == 0 and not left:
         print("All answers were right.")
         return 0
-    print(
-        f"\nSomething is wrong (producer: {answered}, worker: {stopped}). What the worker logged:\n"
-        + "".join(log)
-    )
+    print(f"\nSomething is wrong (producer: {answered}, worker: {stopped}). What the worker logged:\n" + "".join(log))
     return 1
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--worker",
         default="celeriac",

@@ -78,6 +78,8 @@ class Hooks:
                     how=fields["how"],
                     exitcode=fields["exit_code"],
                 )
+            case "heartbeat":
+                signals.heartbeat_sent.send(sender=self.worker.consumer)
             case "say":
                 say(fields, sys.__stdout__)
             case "cry":

@@ -129,8 +129,7 @@ def _run_threads(plan: Plan, pipe: ChildPipe, writer: backends.Writer | None) ->
         status[0] = max(status[0], Lane(plan, pipe, writer).run())
 
     threads = [
-        threading.Thread(target=run, name=f"ThreadPoolExecutor-0_{lane}", daemon=True)
-        for lane in range(plan.lanes)
+        threading.Thread(target=run, name=f"ThreadPoolExecutor-0_{lane}", daemon=True) for lane in range(plan.lanes)
     ]
     for thread in threads:
         thread.start()
@@ -217,9 +216,7 @@ class Lane:
         except KeyError:
             pipe.malformed(number, f"task {name!r} is not registered in the child")
             return None
-        request.update(
-            {"args": args, "kwargs": kwargs, "hostname": self.plan.hostname, "is_eager": False}, **embed
-        )
+        request.update({"args": args, "kwargs": kwargs, "hostname": self.plan.hostname, "is_eager": False}, **embed)
         if self.writer:
             current = self.writer.job
             current.number, current.task, current.uuid = number, task, uuid
@@ -276,7 +273,7 @@ class Lane:
         traceback = safe_str(einfo.traceback)
         pipe = self.pipe
         if isinstance(exc, Reject):
-            pipe.rejected(number, bool(exc.requeue), _describe(einfo), traceback)
+            pipe.rejected(number, bool(exc.requeue), safe_str(exc.reason), traceback)
         elif isinstance(exc, Ignore):
             pipe.ignored(number)
         elif isinstance(exc, Retry):

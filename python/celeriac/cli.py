@@ -111,6 +111,13 @@ def _run(line: dict[str, Any]) -> int:
     return 0
 
 
+def _converted(value: Any, param: click.Parameter, context: click.Context) -> Any:
+    """A value as the option makes it: in 5.4 the app is found here."""
+    if getattr(param, "is_flag", False):
+        return bool(value)
+    return None if value is None else param.type(value, param, context)
+
+
 def _callback(context: click.Context) -> Callable[..., Any]:
     callback = context.command.callback
     assert callback is not None, "Celery's commands have one"
@@ -124,12 +131,8 @@ def _load_app(options: dict[str, Any], command: str) -> click.Context:
 
     parent = click.Context(group, info_name=PROGRAM, auto_envvar_prefix="CELERY")
     parent.invoked_subcommand = command
-    values = {
-        param.name: bool(options[param.name]) if getattr(param, "is_flag", False) else options[param.name]
-        for param in group.params
-        if param.name
-    }
     with parent:
+        values = {param.name: _converted(options[param.name], param, parent) for param in group.params if param.name}
         parent.invoke(_callback(parent), **values)
     # Named for Celery's `worker`: the names of environment variables and settings are made from it.
     return click.Context(worker, info_name="worker", parent=parent, **worker.context_settings)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from billiard.common import REMAP_SIGTERM
+from celery import signals
 from celery.utils.time import rate
 from kombu.serialization import prepare_accept_content, registry
 from kombu.transport.base import to_rabbitmq_queue_arguments
@@ -45,15 +47,14 @@ def build(worker: Worker) -> dict[str, Any]:
         "prefetch_multiplier": max(worker.prefetch_multiplier, 0),
         "disable_prefetch": bool(conf.get("worker_disable_prefetch")),
         "eta_task_limit": conf.get("worker_eta_task_limit"),
-        "tasks": {
-            name: task_policy(task, rates=not worker.disable_rate_limits) for name, task in app.tasks.items()
-        },
+        "tasks": {name: task_policy(task, rates=not worker.disable_rate_limits) for name, task in app.tasks.items()},
         "accept_content": accept_content(conf.accept_content),
         "timezone": timezone(app),
         "time_limit": worker.time_limit,
         "soft_time_limit": worker.soft_time_limit,
         "shutdown": shutdown(worker),
         "control": control(app),
+        "heartbeat": heartbeat(worker),
         "log_info": wants_lines(logging.INFO),
         "log_debug": wants_lines(logging.DEBUG),
     }
@@ -62,6 +63,13 @@ def build(worker: Worker) -> dict[str, Any]:
 def wants_lines(level: int) -> bool:
     """Whether anybody sees Celery's lines of this level."""
     return any(logging.getLogger(name).isEnabledFor(level) for name in TASK_LOGGERS)
+
+
+def heartbeat(worker: Worker) -> float | None:
+    """Seconds between `heartbeat_sent` signals, where anybody listens."""
+    if worker.options.get("without_heartbeat") or not signals.heartbeat_sent.receivers:
+        return None
+    return float(worker.options.get("heartbeat_interval") or 2.0)
 
 
 # --- broker ---
@@ -79,9 +87,7 @@ def broker(app: Celery) -> dict[str, Any]:
         "heartbeat": conf.broker_heartbeat,
         "connection_timeout": conf.broker_connection_timeout,
         "retry": bool(conf.broker_connection_retry),
-        "retry_on_startup": bool(
-            conf.broker_connection_retry if retry_on_startup is None else retry_on_startup
-        ),
+        "retry_on_startup": bool(conf.broker_connection_retry if retry_on_startup is None else retry_on_startup),
         "max_retries": conf.broker_connection_max_retries,
         "failover_strategy": strategy if isinstance(strategy, str) else None,
         "login_method": conf.broker_login_method,
@@ -145,8 +151,7 @@ def tls(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return bool(value)
     return {
-        name: _verification(option) if name.endswith("cert_reqs") else _plain(option)
-        for name, option in value.items()
+        name: _verification(option) if name.endswith("cert_reqs") else _plain(option) for name, option in value.items()
     }
 
 
@@ -247,9 +252,7 @@ def rate_limit(task: Task) -> float | None:
     try:
         limit: float = rate(task.rate_limit)
     except (ValueError, KeyError):
-        raise ladder.Refused(
-            [f"task {task.name}: rate_limit {task.rate_limit!r} is not like '10/m'."]
-        ) from None
+        raise ladder.Refused([f"task {task.name}: rate_limit {task.rate_limit!r} is not like '10/m'."]) from None
     return limit or None
 
 
@@ -267,6 +270,11 @@ def accept_content(configured: Iterable[str] | None) -> list[str]:
 # --- the rest ---
 
 
+def maybe_timedelta_seconds(value: float | timedelta | None) -> float | None:
+    """Seconds: some backends keep what they were given."""
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
 def backend(app: Celery, *, native: bool) -> dict[str, Any]:
     """`BackendConfig`."""
     conf = app.conf
@@ -275,7 +283,7 @@ def backend(app: Celery, *, native: bool) -> dict[str, Any]:
         "url": configured if isinstance(configured, str) else "",
         "native": native,
         "transport_options": _options(conf.result_backend_transport_options),
-        "expires": app.backend.expires,
+        "expires": maybe_timedelta_seconds(app.backend.expires),
         "use_ssl": tls(conf.redis_backend_use_ssl),
         "persistent": bool(getattr(app.backend, "persistent", False)),
     }

@@ -64,9 +64,7 @@ class Incidents:
             return
         signals.task_received.send(sender=self.worker.consumer, request=request)
 
-    def report(
-        self, incident: dict[str, Any], envelope: dict[str, Any], body: bytes, pid: int | None
-    ) -> str | None:
+    def report(self, incident: dict[str, Any], envelope: dict[str, Any], body: bytes, pid: int | None) -> str | None:
         """Account for a message that no child accounts for."""
         handler = getattr(self, "_" + incident.pop("what"))
         answer: str | None = handler(envelope, body, pid, **incident)
@@ -76,7 +74,7 @@ class Incidents:
 
     def _unknown(self, envelope: dict[str, Any], body: bytes, pid: int | None, task: str) -> None:
         message = self._message(envelope, body)
-        exc = NotRegistered(task)
+        exc = KeyError(task)
         consumer_logger.error(
             "Received unregistered task of type %s.\nNo module that this worker imports defines it "
             "(check imports, include and autodiscovery); the message is dropped.\n"
@@ -89,10 +87,8 @@ class Incidents:
         )
         task_id = message.headers.get("id")
         request = _Anonymous(message, self.worker.hostname)
-        self.app.backend.mark_as_failure(task_id, exc, request=request)
-        signals.task_unknown.send(
-            sender=self.worker.consumer, message=message, exc=exc, name=task, id=task_id
-        )
+        self.app.backend.mark_as_failure(task_id, NotRegistered(task), request=request)
+        signals.task_unknown.send(sender=self.worker.consumer, message=message, exc=exc, name=task, id=task_id)
 
     def _rejected(self, envelope: dict[str, Any], body: bytes, pid: int | None, reason: str | None) -> None:
         message = self._message(envelope, body)
@@ -170,9 +166,7 @@ class Incidents:
         task = request.task
         stored = getattr(request, "_success_was_stored", lambda: False)()
         if stored:
-            logger.warning(
-                "Task %s[%s] succeeded before the worker was lost: %r", request.name, request.id, exc
-            )
+            logger.warning("Task %s[%s] succeeded before the worker was lost: %r", request.name, request.id, exc)
             return "ack"
         if getattr(task, "retry_on_worker_lost", False):
             limit = task.max_retries
@@ -188,9 +182,7 @@ class Incidents:
         self._handler_error(exc, einfo)
         return None
 
-    def _timed_out(
-        self, envelope: dict[str, Any], body: bytes, pid: int | None, limit: float, requeued: bool
-    ) -> None:
+    def _timed_out(self, envelope: dict[str, Any], body: bytes, pid: int | None, limit: float, requeued: bool) -> None:
         request = self._request(envelope, body, pid)
         seconds: float | int = int(limit) if float(limit).is_integer() else limit
         logger.error("Hard time limit (%ss) exceeded for %s[%s]", seconds, request.name, request.id)
@@ -224,9 +216,7 @@ class Incidents:
 
     def _fail(self, request: Any, exc: BaseException, einfo: Any) -> None:
         task = request.task
-        task.backend.mark_as_failure(
-            request.id, exc, request=request._context, store_result=request.store_errors
-        )
+        task.backend.mark_as_failure(request.id, exc, request=request._context, store_result=request.store_errors)
         task.request_stack.push(request._context)
         try:
             signals.task_failure.send(

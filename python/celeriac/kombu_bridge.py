@@ -202,9 +202,7 @@ class Link:
             hub.add_reader(self.port.fileno(), self.obey)
             interval = self.connection.get_heartbeat_interval()
             if interval and self.connection.supports_heartbeats:
-                hub.timer.call_repeatedly(
-                    interval / HEARTBEAT_RATE, self.connection.heartbeat_check, (HEARTBEAT_RATE,)
-                )
+                hub.timer.call_repeatedly(interval / HEARTBEAT_RATE, self.connection.heartbeat_check, (HEARTBEAT_RATE,))
             # What came with the answers to our declarations is not announced again.
             hub.call_soon(self.drain_once)
             loop = hub.create_loop()

@@ -113,9 +113,7 @@ def backend(app: Celery) -> Decision:
     from celeriac import config
 
     native, reason = backends.decide(app, broker_native=broker(app).rung == "native")
-    if native and not _core.knows_backend(
-        json.dumps(config.backend(app, native=True)), json.dumps(config.broker(app))
-    ):
+    if native and not _core.knows_backend(json.dumps(config.backend(app, native=True)), json.dumps(config.broker(app))):
         native, reason = False, "its address is none that Rust speaks to"
     return Decision("result backend", "native" if native else "python", [reason])
 
@@ -206,11 +204,7 @@ def receivers(signal: Any) -> list[str]:
 
 def refused_options(options: Mapping[str, Any]) -> list[str]:
     """Keyword arguments of the worker that cannot be served; both doors come through here."""
-    plain = {
-        name: value
-        for name, value in options.items()
-        if isinstance(value, (str, int, float, list, tuple, bool))
-    }
+    plain = {name: value for name, value in options.items() if isinstance(value, (str, int, float, list, tuple, bool))}
     reason = _core.refuse_options(json.dumps(plain))
     return [reason] if reason else []
 

@@ -201,6 +201,7 @@ class ConsumerStep(components.Consumer):  # type: ignore[misc]
         ended = bridge.run(w, w.zygote)
         if ended.restart:
             # Celery's own way of restarting on SIGHUP: at exit this process becomes a new worker.
+            apps_worker.safe_say(f"Restarting celery worker ({' '.join(sys.argv)})", sys.__stdout__)
             atexit.register(apps_worker._reload_current_worker)
         raise WorkerShutdown(ended.exitcode)
 

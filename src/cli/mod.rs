@@ -115,10 +115,10 @@ pub fn command(
         Ok(options) => options,
         Err(problem) => return usage::wrong(&problem, Some(name)),
     };
-    if name == "worker" {
-        if let Some(problem) = refusal(&options) {
-            return usage::wrong(&problem, Some(name));
-        }
+    if name == "worker"
+        && let Some(problem) = refusal(&options)
+    {
+        return usage::wrong(&problem, Some(name));
     }
     let extra = matches.get_many::<String>("extra").map(|words| words.cloned().collect()).unwrap_or_default();
     Parsed::Go(Options { options, extra })

@@ -52,6 +52,9 @@ pub struct Config {
     /// Remote control; none: off.
     #[serde(default)]
     pub control: Option<Control>,
+    /// Seconds between `heartbeat_sent` signals; none: nobody listens, or heartbeats are off.
+    #[serde(default)]
+    pub heartbeat: Option<f64>,
     /// Whether INFO lines are wanted at all, so that none are built in vain.
     #[serde(default)]
     pub log_info: bool,
@@ -61,7 +64,7 @@ pub struct Config {
 }
 
 /// What a task's attributes say about settling and limits.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct TaskPolicy {
     /// `acks_late`.
     #[serde(default)]
@@ -93,6 +96,24 @@ pub struct TaskPolicy {
     /// `ignore_result`.
     #[serde(default)]
     pub ignore_result: bool,
+}
+
+impl Default for TaskPolicy {
+    /// As a task that says nothing.
+    fn default() -> Self {
+        Self {
+            acks_late: false,
+            acks_on_failure: true,
+            acks_on_timeout: true,
+            reject_on_worker_lost: false,
+            retry_on_worker_lost: false,
+            time_limit: None,
+            soft_time_limit: None,
+            rate_limit: None,
+            rate_limit_text: None,
+            ignore_result: false,
+        }
+    }
 }
 
 /// Stopping.

@@ -79,7 +79,7 @@ pub enum Outcome {
     Rejected {
         /// Whether the message goes back to its queue.
         requeue: bool,
-        /// `repr` of the reason.
+        /// Text of the reason.
         exception: String,
         /// Its traceback.
         traceback: String,

@@ -24,8 +24,9 @@ use crate::error::back_off;
 const LEAVING: Duration = Duration::from_secs(15);
 /// A child whose socket is closed can do nothing more; it has this long to be gone by itself.
 const HUNG_UP: Duration = Duration::from_secs(2);
-/// Space for the frames of a burst; larger frames make it grow.
-const READ: usize = 64 * 1024;
+/// Space for the frames of a burst; larger frames make it grow. A result that waits to be written keeps the whole
+/// of it alive.
+const READ: usize = 16 * 1024;
 
 /// The way to write to a child. Writing never blocks: what the socket does not take waits in the outbox, which
 /// the child's owner empties.
@@ -250,6 +251,10 @@ impl Process {
         }
     }
 
+    fn name(&self) -> String {
+        self.shared.process_name(self.number)
+    }
+
     fn kill_at(&self) -> Option<Instant> {
         self.shared.slots().kill_at(self.index, self.number)
     }
@@ -258,8 +263,8 @@ impl Process {
         if self.shared.slots().killed(self.index, self.number) {
             tracing::error!(
                 target: "celery.pool",
-                "Timed out waiting for UP message from <ForkProcess(ForkPoolWorker-{}, started daemon)>",
-                self.number
+                "Timed out waiting for UP message from <ForkProcess({}, started daemon)>",
+                self.name()
             );
         }
         self.shared.signal(self.number, 9, Scope::Group);
@@ -279,8 +284,8 @@ impl Process {
                 Err(error) => {
                     tracing::error!(
                         target: "celery.pool",
-                        "Process 'ForkPoolWorker-{}' pid:{} wrote what is no frame ({error}): killed.",
-                        self.number, self.pid
+                        "Process '{}' pid:{} wrote what is no frame ({error}): killed.",
+                        self.name(), self.pid
                     );
                     self.buffer.clear();
                     self.shared.signal(self.number, 9, Scope::Process);
@@ -335,8 +340,8 @@ impl Process {
         if !doomed && !matches!(code, 0 | RECYCLED) {
             tracing::error!(
                 target: "multiprocessing",
-                "Process 'ForkPoolWorker-{}' pid:{} exited with '{}'",
-                self.number, self.pid, human_status(code)
+                "Process '{}' pid:{} exited with '{}'",
+                self.name(), self.pid, human_status(code)
             );
         }
         self.send(events).await;

@@ -39,11 +39,20 @@ pub(super) struct Shared {
     lived: AtomicBool,
     trouble: Mutex<Option<String>>,
     troubled: CancellationToken,
+    kind: Kind,
 }
 
 impl Shared {
     pub(super) fn slots(&self) -> MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a child's process is called in the log.
+    pub(super) fn process_name(&self, number: Number) -> String {
+        match self.kind {
+            Kind::Prefork => format!("ForkPoolWorker-{number}"),
+            Kind::Threads | Kind::Solo => "MainProcess".to_owned(),
+        }
     }
 
     pub(super) fn next_number(&self) -> Number {
@@ -114,6 +123,7 @@ pub fn start(config: &PoolConfig, zygote: ZygoteHandle, tracker: &TaskTracker) -
         lived: AtomicBool::new(false),
         trouble: Mutex::new(None),
         troubled: CancellationToken::new(),
+        kind,
     });
     let mut keeper = Keeper {
         zygote: Zygote::new(zygote)?,
@@ -220,6 +230,12 @@ struct Processes {
     kind: Kind,
     shared: Arc<Shared>,
     grow: mpsc::UnboundedSender<u32>,
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        self.stop(Instant::now());
+    }
 }
 
 impl Pool for Processes {

@@ -407,12 +407,10 @@ async fn at_the_deadline_of_a_stop_what_still_runs_is_killed() {
 
 #[tokio::test]
 async fn a_child_that_does_not_come_up_is_killed_and_replaced() {
-    let mut stage = Stage::new(&config(2));
+    let mut stage = Stage::new(&PoolConfig { proc_alive_timeout: 0.2, ..config(2) });
     let _well = stage.up().await;
-    let mut stage = Stage { ..stage };
-    stage.pool.shrink(0);
     let slow = stage.zygote.forks().await;
-    // Its time is 60 seconds; a death before that is as good.
+    assert_eq!(stage.zygote.signal(&slow).await, (9, true));
     stage.zygote.died(slow, -9).await;
     let next = stage.up().await;
     assert_eq!(next.number, 3);
@@ -469,6 +467,52 @@ async fn a_pool_grows_and_shrinks_by_places() {
     stage.until(|pool| pool.pids() == [1001]).await;
     stage.pool.grow(1);
     assert_eq!(stage.up().await.index, 1);
+}
+
+#[tokio::test]
+async fn a_pool_that_is_dropped_leaves_nothing_behind() {
+    let mut stage = Stage::new(&config(1));
+    let child = stage.up().await;
+    drop(stage.pool);
+    assert_eq!(stage.zygote.signal(&child).await, (9, true));
+    stage.zygote.died(child, -9).await;
+    stage.zygote.hung_up().await;
+}
+
+#[tokio::test]
+async fn a_child_that_writes_no_frames_is_killed() {
+    let mut stage = Stage::new(&config(1));
+    let mut child = stage.up().await;
+    child.socket.write_all(&[0xff; 64]).await.unwrap();
+    assert_eq!(stage.zygote.signal(&child).await, (9, false));
+    stage.zygote.died(child, -9).await;
+    stage.down().await;
+    stage.up().await;
+}
+
+#[tokio::test]
+async fn threads_are_slots_of_one_child() {
+    let mut stage = Stage::new(&PoolConfig { kind: "threads".into(), ..config(3) });
+    let mut child = stage.zygote.child().await;
+    for slot in 0..3 {
+        assert!(matches!(stage.event().await, Some(Event::Up { slot: up, .. }) if up == slot));
+    }
+    for id in 1..=3 {
+        stage.pool.submit(job(id)).unwrap();
+        assert_eq!(child.hears_job().await.id, id);
+    }
+    assert!(stage.pool.submit(job(4)).is_err());
+    child.ends(2, success()).await;
+    assert_eq!(stage.ended().await, (2, success()));
+    stage.pool.submit(job(4)).unwrap();
+    child.hears_job().await;
+    stage.zygote.died(child, 1).await;
+    let mut lost = Vec::new();
+    for _ in 0..3 {
+        lost.push(stage.ended().await.0);
+    }
+    lost.sort_unstable();
+    assert_eq!(lost, [1, 3, 4]);
 }
 
 #[tokio::test]

@@ -47,6 +47,8 @@ const COLD_PATIENCE: Duration = Duration::from_secs(5);
 pub(super) enum Waiting {
     /// For its `eta`, counted as one more prefetched message.
     Eta(Box<Request>),
+    /// No request: the next heartbeat.
+    Heartbeat,
     /// For its turn under a rate limit.
     Limited(Box<Request>),
     /// For its `eta`, in the broker. `shown`: what `inspect scheduled` shows of it, where that is still kept.
@@ -403,6 +405,7 @@ impl Consumer {
                 }
                 Waiting::Limited(request) => self.ready.push_back(*request),
                 Waiting::Parked { tag, .. } => parked.push(tag),
+                Waiting::Heartbeat => self.beat(),
             }
         }
         if !parked.is_empty() {
@@ -424,6 +427,11 @@ impl Consumer {
 
     /// How many deliveries may be unsettled now.
     pub(super) fn wanted_prefetch(&self) -> u32 {
+        if self.config.disable_prefetch && self.link.broker().capabilities().parks {
+            // What runs and what could start now; one at least, as 0 is no bound.
+            let unsettled = self.jobs.active().filter(|(_, job)| !job.acknowledged).count();
+            return u32::try_from(unsettled + self.pool.idle()).unwrap_or(u32::MAX).max(1);
+        }
         if self.prefetch == 0 {
             return 0;
         }
@@ -487,7 +495,16 @@ impl Consumer {
         if self.connected && self.slots_up > 0 && !self.ready_told {
             self.ready_told = true;
             self.hooks.notice(Notice::Ready);
+            if self.config.heartbeat.is_some() {
+                self.beat();
+            }
         }
+    }
+
+    fn beat(&mut self) {
+        let Some(interval) = self.config.heartbeat else { return };
+        self.waiting.push(clock::now() + interval.max(0.1), Waiting::Heartbeat);
+        self.hooks.notice(Notice::Heartbeat);
     }
 
     pub(super) fn on_cause(&mut self, cause: Cause) {
@@ -523,7 +540,7 @@ impl Consumer {
         for waiting in self.waiting.drain() {
             match waiting {
                 Waiting::Eta(request) | Waiting::Limited(request) => unstarted.push(*request),
-                Waiting::Parked { .. } => {}
+                Waiting::Parked { .. } | Waiting::Heartbeat => {}
             }
         }
         self.etas = 0;

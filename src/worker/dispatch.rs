@@ -12,7 +12,7 @@ use crate::config::{Config, TaskPolicy};
 use crate::error::Error;
 use crate::protocol::time::{self, TimeError};
 use crate::protocol::v1::{self, V1Error};
-use crate::protocol::{Kind, TaskHeaders};
+use crate::protocol::{Kind, TaskHeaders, repr};
 
 /// What the deliveries are judged by.
 pub struct Rules {
@@ -126,7 +126,10 @@ fn judge(
             Err(TimeError::OutOfRange) if what == "ETA" => {
                 Err((Incident::BadEta { reason: TimeError::OutOfRange.to_string() }, Settlement::Reject))
             }
-            Err(error) => Err(invalid(format!("invalid {what} value {value}: {error}"))),
+            Err(error) => {
+                let shown = value.as_str().map_or_else(|| value.to_string(), repr::repr);
+                Err(invalid(format!("invalid {what} value {shown}: {error}")))
+            }
         },
     };
     Ok((policy.clone(), moment(&headers.eta, "ETA")?, moment(&headers.expires, "expires")?))

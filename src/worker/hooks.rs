@@ -31,6 +31,8 @@ pub enum Notice {
     },
     /// A text for the terminal, past logging, as Celery prints on signals.
     Say(String),
+    /// The interval of `heartbeat_sent` is over.
+    Heartbeat,
     /// SIGUSR1: stack traces of all threads to stderr.
     Cry,
 }
@@ -94,7 +96,7 @@ pub enum Incident {
     },
     /// `Reject(requeue=False)`: FAILURE, `task_failure`.
     TaskRejected {
-        /// `repr` of the reason.
+        /// Text of the reason.
         exception: String,
         /// Its traceback.
         traceback: String,

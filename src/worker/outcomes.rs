@@ -94,7 +94,11 @@ impl Consumer {
         job.ended = Some(verdict.settlement);
         match verdict.incident {
             None => self.finish(id),
-            Some(what) => {
+            Some(mut what) => {
+                // As billiard words it; the number is that of the job.
+                if let Incident::WorkerLost { status, .. } = &mut what {
+                    status.push_str(&format!(" Job: {}", id.saturating_sub(1)));
+                }
                 job.reporting = true;
                 let report = Report {
                     what,

@@ -95,7 +95,7 @@ impl Panel for Consumer {
         let waiting = self.waiting.iter().filter_map(|(_, waiting)| match waiting {
             Waiting::Eta(request) => Some((&**request, Stage::Scheduled)),
             Waiting::Limited(request) => Some((&**request, Stage::Reserved)),
-            Waiting::Parked { .. } => None,
+            Waiting::Parked { .. } | Waiting::Heartbeat => None,
         });
         let held = reserved.chain(waiting).map(|(request, stage)| TaskRequest {
             headers: &request.headers,
@@ -119,7 +119,10 @@ impl Panel for Consumer {
                     worker_pid: None,
                 })
             }
-            Waiting::Parked { shown: None, .. } | Waiting::Eta(_) | Waiting::Limited(_) => None,
+            Waiting::Parked { shown: None, .. }
+            | Waiting::Eta(_)
+            | Waiting::Limited(_)
+            | Waiting::Heartbeat => None,
         });
         active.chain(held).chain(parked).collect()
     }

@@ -39,15 +39,11 @@ def files_of(suite):
 
 @pytest.fixture(scope="module")
 def runs(request, tmp_path_factory):
-    cache = Path(
-        os.environ.get("CELERY_CONFORMANCE_CACHE", request.config.rootpath / ".cache" / "conformance")
-    )
+    cache = Path(os.environ.get("CELERY_CONFORMANCE_CACHE", request.config.rootpath / ".cache" / "conformance"))
     harness = [sys.executable, str(HARNESS), "--cache", str(cache)]
     subprocess.run([*harness, "--prepare"], check=True, timeout=600)
     suite = max(cache.glob("suite-*"))
-    rabbitmq = (
-        request.getfixturevalue("rabbitmq_server") if any("amqp" in c for c in CONFIGURATIONS) else None
-    )
+    rabbitmq = request.getfixturevalue("rabbitmq_server") if any("amqp" in c for c in CONFIGURATIONS) else None
     started = {}
     for configuration in CONFIGURATIONS:
         broker, backend = configuration.split("/")

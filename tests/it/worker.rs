@@ -183,6 +183,7 @@ fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
         soft_time_limit: None,
         shutdown: ShutdownConfig::default(),
         control: None,
+        heartbeat: None,
         log_info: true,
         log_debug: false,
     }

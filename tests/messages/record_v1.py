@@ -68,9 +68,7 @@ def becomes(envelope):
         return {"undecodable": type(error).__name__}
     # The original passes its whole body on as headers; arguments and callbacks travel in protocol 2's body.
     headers = {
-        key: value
-        for key, value in headers.items()
-        if key not in ("args", "kwargs", "callbacks", "errbacks", "chord")
+        key: value for key, value in headers.items() if key not in ("args", "kwargs", "callbacks", "errbacks", "chord")
     }
     headers.setdefault("utc", utc)
     return {"headers": headers, "body": json.dumps([args, kwargs, embed])}

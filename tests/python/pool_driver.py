@@ -90,9 +90,7 @@ class Child:
             body = json.dumps([args, kwargs, {}]).encode()
         self.write(
             struct.pack("<BQ", 1, number)
-            + b"".join(
-                map(_packed, (task, uuid, json.dumps(head), json.dumps(props), exchange, routing_key, "q"))
-            )
+            + b"".join(map(_packed, (task, uuid, json.dumps(head), json.dumps(props), exchange, routing_key, "q")))
             + struct.pack("<B", 0)
             + b"".join(map(_packed, (body, content_type, content_encoding)))
             + struct.pack("<B", acks_early)
@@ -207,9 +205,7 @@ class Supervisor:
     def request_fork(self, index: int = 0) -> tuple[int, socket.socket]:
         self.numbers += 1
         ours, theirs = socket.socketpair()
-        socket.send_fds(
-            self.control, [zygote.RECORD.pack(zygote.FORK, self.numbers, index, 0)], [theirs.fileno()]
-        )
+        socket.send_fds(self.control, [zygote.RECORD.pack(zygote.FORK, self.numbers, index, 0)], [theirs.fileno()])
         theirs.close()
         return self.numbers, ours
 

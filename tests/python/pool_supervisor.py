@@ -13,9 +13,7 @@ from celeriac import zygote
 def main(kind: str) -> None:
     app = pool_app.make()
     app.finalize()
-    supervisor = pool_driver.Supervisor(
-        zygote.Plan(app, "celery@test", kind=kind, lanes=2 if kind == "threads" else 1)
-    )
+    supervisor = pool_driver.Supervisor(zygote.Plan(app, "celery@test", kind=kind, lanes=2 if kind == "threads" else 1))
     children = [supervisor.fork(index) for index in range(2)]
     children[0].run(1, "sleep", 600)
     children[0].expect("accepted")

@@ -139,9 +139,7 @@ def test_failures_have_a_lifetime_of_their_own() -> None:
         ("task_retry", "retry", ()),
     ],
 )
-def test_a_child_waits_where_a_receiver_could_look(
-    watched: str, task: str, arguments: tuple[Any, ...]
-) -> None:
+def test_a_child_waits_where_a_receiver_could_look(watched: str, task: str, arguments: tuple[Any, ...]) -> None:
     with pool_app.watching(watched), Supervisor(plan()) as supervisor:
         child = supervisor.fork()
         child.run(1, task, *arguments, acks_early=False)

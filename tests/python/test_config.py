@@ -172,9 +172,7 @@ def test_tasks_carry_their_own_attributes_and_those_of_the_settings(rich):
 
 @pytest.mark.skipif(celery.VERSION < (5, 7), reason="the flags were split in 5.7")
 def test_failure_and_time_out_may_be_acknowledged_apart():
-    source = BUILD.replace(
-        "worker = app", "app.tasks['plain_config.add'].acks_on_failure = False\nworker = app"
-    )
+    source = BUILD.replace("worker = app", "app.tasks['plain_config.add'].acks_on_failure = False\nworker = app")
     found = python(source, "plain_config", "{}").split("CONFIG ")[1]
     policy = json.loads(found)["tasks"]["plain_config.add"]
     assert (policy["acks_on_failure"], policy["acks_on_timeout"]) == (False, True)
@@ -182,7 +180,7 @@ def test_failure_and_time_out_may_be_acknowledged_apart():
 
 def test_everything_else_is_read_from_the_settings(rich):
     assert rich["backend"] == {
-        "url": "redis://:pw@results/3",
+        "url": "rediss://:pw@results/3",
         "native": True,
         "transport_options": {"global_keyprefix": "p:"},
         "expires": 3600,

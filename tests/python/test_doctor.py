@@ -38,9 +38,7 @@ def test_each_thing_that_holds_an_app_back_is_named(tmp_path):
     assert "task_routes has a function: ladder_zoo:route" in concerns["continuations"]
     assert "setup_logging has a receiver: ladder_zoo:logging_of_ours" in concerns["logging"]
     assert all(one["rung"] == "python" for one in report["concerns"])
-    tasks = {
-        name.removeprefix("ladder_zoo."): one["reasons"] for name, one in by_name(report["tasks"]).items()
-    }
+    tasks = {name.removeprefix("ladder_zoo."): one["reasons"] for name, one in by_name(report["tasks"]).items()}
     assert tasks == {
         "plain": [],
         "hooked": ["ladder_zoo:Hooked overrides on_failure"],
@@ -57,10 +55,7 @@ def test_a_replaced_tracer_is_named(tmp_path):
         "trace.build_tracer = build_tracer\n"
     )
     report, _ = examine("watched", cwd=tmp_path)
-    assert (
-        "build_tracer is replaced by watched:build_tracer"
-        in by_name(report["concerns"])["execution"]["reasons"]
-    )
+    assert "build_tracer is replaced by watched:build_tracer" in by_name(report["concerns"])["execution"]["reasons"]
 
 
 def test_an_option_that_json_cannot_hold_leaves_the_broker_to_kombu(tmp_path):

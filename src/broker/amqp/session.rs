@@ -173,6 +173,10 @@ impl State {
 
     fn connection(&mut self, event: Option<lapin::Event>) -> Result<(), End> {
         match event {
+            // Of one channel: ours, or the scratch channel of a refused declaration.
+            Some(lapin::Event::Error(error)) if error.is_amqp_soft_error() && self.channels_are_open() => {
+                Ok(())
+            }
             Some(lapin::Event::Error(error)) => Err(self.lost(Fault::from(error))),
             Some(lapin::Event::ConnectionBlocked(reason)) => {
                 tracing::warn!(
@@ -185,6 +189,11 @@ impl State {
             Some(_) => Ok(()),
             None => Err(self.lost("the connection was closed")),
         }
+    }
+
+    fn channels_are_open(&self) -> bool {
+        let control = self.live.control.as_ref().is_none_or(|(channel, _)| channel.status().connected());
+        control && self.live.channel.status().connected()
     }
 
     fn take(&mut self, delivery: lapin::message::Delivery, origin: Origin) -> Delivery {

@@ -102,7 +102,8 @@ impl AsyncRead for Wire {
         let this = self.get_mut();
         while this.handed == this.ready.len() {
             this.ended(context)?;
-            (this.ready.clear(), this.handed = 0);
+            this.ready.clear();
+            this.handed = 0;
             let mut read = ReadBuf::new(&mut this.read);
             ready!(Pin::new(&mut this.bytes).poll_read(context, &mut read))?;
             if read.filled().is_empty() {

@@ -38,12 +38,16 @@ impl AmqpHarness {
 
     /// Publishes with these properties to a queue, declared as Celery declares a missing one.
     pub(crate) async fn publish_with(&self, queue: &str, properties: BasicProperties, body: &[u8]) {
+        self.publish_to(queue, FieldTable::default(), properties, body).await;
+    }
+
+    async fn publish_to(&self, queue: &str, arguments: FieldTable, properties: BasicProperties, body: &[u8]) {
         let channel = self.channel().await;
         let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         let exchange = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
         let none = FieldTable::default;
         channel.exchange_declare(queue.into(), ExchangeKind::Direct, exchange, none()).await.unwrap();
-        channel.queue_declare(queue.into(), durable, none()).await.unwrap();
+        channel.queue_declare(queue.into(), durable, arguments).await.unwrap();
         channel
             .queue_bind(queue.into(), queue.into(), queue.into(), QueueBindOptions::default(), none())
             .await
@@ -57,6 +61,15 @@ impl AmqpHarness {
             .unwrap();
         assert!(confirm.is_ack());
     }
+}
+
+fn properties(message: &Message) -> BasicProperties {
+    BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_content_encoding("utf-8".into())
+        .with_headers(table(&message.headers.value().unwrap()))
+        .with_delivery_mode(2)
+        .with_correlation_id(super::id(message).into())
 }
 
 fn table(value: &Value) -> FieldTable {
@@ -94,14 +107,7 @@ impl Harness for AmqpHarness {
     }
 
     async fn publish(&self, queue: &str, message: &Message) {
-        let id = super::id(message);
-        let properties = BasicProperties::default()
-            .with_content_type("application/json".into())
-            .with_content_encoding("utf-8".into())
-            .with_headers(table(&message.headers.value().unwrap()))
-            .with_delivery_mode(2)
-            .with_correlation_id(id.into());
-        self.publish_with(queue, properties, &message.body).await;
+        self.publish_with(queue, properties(message), &message.body).await;
     }
 
     async fn publish_garbage(&self, queue: &str) {
@@ -126,8 +132,53 @@ impl Harness for AmqpHarness {
         let rows = self.vhost.list("list_queues", &["messages_unacknowledged"]);
         Some(rows.iter().filter_map(|row| row["messages_unacknowledged"].as_u64()).sum::<u64>() as usize)
     }
+}
+
+/// The same with quorum queues, where prefetch is counted per consumer.
+pub(crate) struct QuorumHarness(AmqpHarness);
+
+impl QuorumHarness {
+    fn arguments() -> Value {
+        json!({"x-queue-type": "quorum"})
+    }
+}
+
+impl Harness for QuorumHarness {
+    async fn start() -> Option<Self> {
+        Some(Self(AmqpHarness::start().await?))
+    }
+
+    fn broker(&self) -> Arc<dyn Broker> {
+        self.0.broker()
+    }
+
+    fn name(&self, base: &str) -> String {
+        self.0.name(base)
+    }
+
+    async fn publish(&self, queue: &str, message: &Message) {
+        self.0.publish_to(queue, table(&Self::arguments()), properties(message), &message.body).await;
+    }
+
+    async fn publish_garbage(&self, queue: &str) {
+        self.0.publish_to(queue, table(&Self::arguments()), BasicProperties::default(), b"\xff\x00").await;
+    }
+
+    async fn waiting(&self, queue: &str) -> usize {
+        self.0.waiting(queue).await
+    }
+
+    async fn unsettled(&self) -> Option<usize> {
+        self.0.unsettled().await
+    }
+
+    fn gives_back_to_the_head(&self) -> bool {
+        false
+    }
 
     fn queue(&self, base: &str) -> Queue {
-        Queue::named(&self.name(base))
+        let mut queue = Queue::named(&self.name(base));
+        queue.arguments = Self::arguments().as_object().expect("an object").clone();
+        queue
     }
 }

@@ -46,6 +46,11 @@ pub(crate) trait Harness: Sized {
         false
     }
 
+    /// Whether what is given back goes before what waits; a quorum queue of RabbitMQ 3.10 puts it behind.
+    fn gives_back_to_the_head(&self) -> bool {
+        true
+    }
+
     /// What a worker consuming `queues` asks for.
     fn consume(&self, queues: &[&Queue], prefetch: u32) -> Consume {
         Consume {
@@ -132,4 +137,5 @@ pub(crate) const GARBAGE: &[&str] = &[
 checks::run!(on_memory: memory::MemoryHarness);
 checks::run!(on_redis: redis::RedisHarness);
 checks::run!(on_amqp: amqp::AmqpHarness);
+checks::run!(on_amqp_quorum: amqp::QuorumHarness);
 checks::run!(on_filesystem: filesystem::FilesystemHarness);

@@ -95,6 +95,10 @@ impl RabbitServer {
             // Idle schedulers sleep: the machine is shared with the tests.
             ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+sbwt none +sbwtdcpu none +sbwtdio none".to_owned()),
         ];
+        #[expect(
+            clippy::zombie_processes,
+            reason = "it outlives us: it stops the server when our end of the pipe closes"
+        )]
         let mut keeper = Command::new("sh")
             .args(["-c", KEEPER, "keeper"])
             .arg(script)

@@ -18,9 +18,7 @@ def make_app(name):
 
 def record(event, **fields):
     """One line, in one write, so that lines of several processes do not mix."""
-    line = (
-        json.dumps({"event": event, "pid": os.getpid(), "time": time.time(), **fields}, default=repr) + "\n"
-    )
+    line = json.dumps({"event": event, "pid": os.getpid(), "time": time.time(), **fields}, default=repr) + "\n"
     descriptor = os.open(os.environ["JOURNAL"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(descriptor, line.encode())

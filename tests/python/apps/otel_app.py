@@ -31,9 +31,7 @@ class Recording(SpanExporter):
 def set_up_tracing(**_):
     trace.set_tracer_provider(TracerProvider())
     # A batch every ten minutes: what arrives sooner was flushed when the child left.
-    trace.get_tracer_provider().add_span_processor(
-        BatchSpanProcessor(Recording(), schedule_delay_millis=600_000)
-    )
+    trace.get_tracer_provider().add_span_processor(BatchSpanProcessor(Recording(), schedule_delay_millis=600_000))
     CeleryInstrumentor().instrument()
 
 

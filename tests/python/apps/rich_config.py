@@ -7,9 +7,7 @@ from celery import Celery
 from kombu import Exchange, Queue, binding
 
 app = Celery("rich_config")
-media = Exchange(
-    "media", type="topic", durable=False, auto_delete=True, arguments={"alternate-exchange": "lost"}
-)
+media = Exchange("media", type="topic", durable=False, auto_delete=True, arguments={"alternate-exchange": "lost"})
 app.conf.update(
     broker_url=["amqp://one/vhost", "amqp://u:p%40w@two:5673//"],
     broker_user="worker",
@@ -27,9 +25,7 @@ app.conf.update(
     broker_failover_strategy="shuffle",
     broker_login_method="EXTERNAL",
     task_queues=[
-        Queue(
-            "video", media, routing_key="video.#", queue_arguments={"x-queue-type": "quorum"}, message_ttl=1.5
-        ),
+        Queue("video", media, routing_key="video.#", queue_arguments={"x-queue-type": "quorum"}, message_ttl=1.5),
         Queue(
             "audio",
             media,
@@ -52,7 +48,7 @@ app.conf.update(
     task_time_limit=30,
     task_soft_time_limit=20,
     task_default_rate_limit="30/m",
-    result_backend="redis://:pw@results/3",
+    result_backend="rediss://:pw@results/3",
     result_expires=timedelta(hours=1),
     result_backend_transport_options={"global_keyprefix": "p:"},
     redis_backend_use_ssl={"ssl_cert_reqs": "required"},

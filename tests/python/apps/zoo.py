@@ -223,9 +223,7 @@ def hard_limited_late():
     time.sleep(30)
 
 
-@app.task(
-    name="hard_limited_requeued", bind=True, time_limit=1, acks_late=True, acks_on_failure_or_timeout=False
-)
+@app.task(name="hard_limited_requeued", bind=True, time_limit=1, acks_late=True, acks_on_failure_or_timeout=False)
 def hard_limited_requeued(self):
     record("ran", number="hard_limited_requeued")
     if not self.request.delivery_info.get("redelivered"):

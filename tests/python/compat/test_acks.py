@@ -26,9 +26,7 @@ def test_lost_children_cost_their_own_task_only(alike, broker):
         stage.wait_empty()
         found = {name: outcome(result) for name, result in results.items()}
         found["tries"] = len(stage.journal("ran", number="kill_self_once"))
-        found["lines"] = {
-            name: sorted(lines_of_task(worker.log, result.id)) for name, result in results.items()
-        }
+        found["lines"] = {name: sorted(lines_of_task(worker.log, result.id)) for name, result in results.items()}
         return found
 
     seen = alike(lost, broker)

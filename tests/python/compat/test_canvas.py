@@ -24,12 +24,8 @@ def play(stage):
         add(stage, 1, 1), stage.s("fail").set(immutable=True), add(stage, 1), app=stage.app
     ).apply_async()
     broken_chord = chord([add(stage, 1, 1), stage.s("fail")], stage.s("total"), app=stage.app).apply_async()
-    retried_chord = chord(
-        [stage.s("retry_twice"), add(stage, 1, 1)], stage.s("total"), app=stage.app
-    ).apply_async()
-    linked = stage.send(
-        "fail", "linked", link_error=[stage.s("errback"), stage.s("old_errback", immutable=False)]
-    )
+    retried_chord = chord([stage.s("retry_twice"), add(stage, 1, 1)], stage.s("total"), app=stage.app).apply_async()
+    linked = stage.send("fail", "linked", link_error=[stage.s("errback"), stage.s("old_errback", immutable=False)])
     until(broken_chain.ready, stage.logs, 60)
     until(broken_chord.ready, stage.logs, 60)
     stage.wait_journal("errback", task=linked.id)

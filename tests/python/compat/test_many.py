@@ -51,9 +51,7 @@ def run(stage, kinds):
                 ended[result.id] = [document["status"], plain(repr(document["result"]))]
         return len(ended) == len(sent)
 
-    until(
-        rest, lambda: f"{len(ended)} of {len(sent)} ended\n{stage.logs()}", timeout=60 + MANY / 20, every=0.2
-    )
+    until(rest, lambda: f"{len(ended)} of {len(sent)} ended\n{stage.logs()}", timeout=60 + MANY / 20, every=0.2)
     stage.wait_empty()
     took_part = [" succeeded in " in worker.log for worker in workers]
     statuses = [worker.stop() for worker in workers]

@@ -165,9 +165,7 @@ def test_a_task_that_ignores_its_result_stores_nothing(alike):
         stage.wait_journal("ran", number="silent")
         worker.wait_log("succeeded", count=2)
         stage.wait_empty()
-        return [
-            stage.app.backend.get_task_meta(result.id)["status"] for result in (by_task, by_call, ignored)
-        ]
+        return [stage.app.backend.get_task_meta(result.id)["status"] for result in (by_task, by_call, ignored)]
 
     assert alike(silence) == ["PENDING", "PENDING", "SEEN"]
 

@@ -35,9 +35,7 @@ def test_sentry_gets_transactions_and_errors(alike):
             )
             for line in stage.journal("sentry.transaction")
         )
-        traces = {
-            line["trace"] for line in stage.journal("sentry.transaction") if line["transaction"] != "fail"
-        }
+        traces = {line["trace"] for line in stage.journal("sentry.transaction") if line["transaction"] != "fail"}
         return {
             "transactions": transactions,
             "errors": [(line["errors"], line["task"]) for line in stage.journal("sentry.event")],
@@ -85,13 +83,9 @@ def test_a_liveness_probe_beats_while_tasks_run_and_its_files_go_at_the_end(alik
         return {
             "status": status,
             "start": [without(line) for line in stage.journal("step.start")],
-            "in the supervisor": {
-                line["pid"] == worker.pid for line in stage.journal() if "step" in line["event"]
-            },
+            "in the supervisor": {line["pid"] == worker.pid for line in stage.journal() if "step" in line["event"]},
             "stop": len(stage.journal("step.stop")),
-            "left": sorted(
-                path.name for path in stage.folder.iterdir() if path.name in ("ready", "heartbeat")
-            ),
+            "left": sorted(path.name for path in stage.folder.iterdir() if path.name in ("ready", "heartbeat")),
         }
 
     seen = alike(probed)
@@ -148,18 +142,13 @@ def test_a_django_project_with_results_in_its_database(alike):
                     row["task_id"]: dict(row)
                     for row in connection.execute("select * from django_celery_results_taskresult")
                 }
-            return (
-                found
-                if all(found.get(r.id, {}).get("status") in ("SUCCESS", "FAILURE") for r in sent)
-                else None
-            )
+            return found if all(found.get(r.id, {}).get("status") in ("SUCCESS", "FAILURE") for r in sent) else None
 
         found = until(rows, worker.describe)
         status = worker.stop()
         times = ("id", "date_created", "date_done", "date_started", "traceback", "task_id")
         told = [
-            {key: plain(str(value)) for key, value in found[result.id].items() if key not in times}
-            for result in sent
+            {key: plain(str(value)) for key, value in found[result.id].items() if key not in times} for result in sent
         ]
         for row, result in zip(told, sent, strict=True):
             row["traceback"] = bool(found[result.id]["traceback"])

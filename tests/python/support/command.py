@@ -13,8 +13,7 @@ def environment(**more):
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("CELERY", "CELERIAC", "DJANGO"))
-        and name not in {"APP", "BROKER_URL", "NO_COLOR"}
+        if not name.startswith(("CELERY", "CELERIAC", "DJANGO")) and name not in {"APP", "BROKER_URL", "NO_COLOR"}
     }
     return kept | {"PYTHONPATH": str(APPS), "PYTHONDONTWRITEBYTECODE": "1", "C_FORCE_ROOT": "1"} | more
 
@@ -33,9 +32,7 @@ def python(source, *words, **options):
 
 def finish(command, cwd=None, timeout=60, **env):
     """Runs a command with these additions to the environment."""
-    return subprocess.run(
-        command, env=environment(**env), cwd=cwd, timeout=timeout, capture_output=True, text=True
-    )
+    return subprocess.run(command, env=environment(**env), cwd=cwd, timeout=timeout, capture_output=True, text=True)
 
 
 def shown(done):

@@ -92,9 +92,7 @@ class Stage:
 
     def wait_empty(self, timeout=30):
         """Until the queue is empty and nothing is unsettled."""
-        until(
-            lambda: self.depth() == 0 and not self.unacked(), lambda: f"{self.depth()} messages wait", timeout
-        )
+        until(lambda: self.depth() == 0 and not self.unacked(), lambda: f"{self.depth()} messages wait", timeout)
 
     def unacked(self):
         """What workers hold, where the broker tells: Redis only."""

@@ -7,9 +7,7 @@ from collections.abc import Callable
 PATIENCE = 30.0
 
 
-def until(
-    condition: Callable[[], object], what: str | Callable[[], str], timeout: float = PATIENCE, every=0.02
-):
+def until(condition: Callable[[], object], what: str | Callable[[], str], timeout: float = PATIENCE, every=0.02):
     """Returns the first true value of `condition`; fails with `what` when there was none in time."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):

@@ -47,11 +47,7 @@ class WorkerProcess:
         self.mark = uuid.uuid4().hex
         self.command = [*before, *COMMANDS[kind], "-A", app, "worker", *options]
         self.log_path = folder / f"worker-{self.mark[:8]}.log"
-        self.env = (
-            os.environ
-            | {"PYTHONPATH": str(APPS), "PYTHONDONTWRITEBYTECODE": "1", MARK: self.mark}
-            | (env or {})
-        )
+        self.env = os.environ | {"PYTHONPATH": str(APPS), "PYTHONDONTWRITEBYTECODE": "1", MARK: self.mark} | (env or {})
         self.folder = folder
         self.process = None
 
@@ -84,9 +80,7 @@ class WorkerProcess:
         return self.log_path.read_text(errors="replace")
 
     def wait_log(self, text, timeout=30, count=1):
-        until(
-            lambda: self.log.count(text) >= count, lambda: f"{text!r} in the log:\n{self.describe()}", timeout
-        )
+        until(lambda: self.log.count(text) >= count, lambda: f"{text!r} in the log:\n{self.describe()}", timeout)
 
     def describe(self):
         return f"$ {shlex.join(self.command)}\n{self.log[-6000:]}"
