@@ -80,6 +80,8 @@ class Hooks:
                 )
             case "heartbeat":
                 signals.heartbeat_sent.send(sender=self.worker.consumer)
+            case "children":
+                self.worker.pool.pids = fields
             case "say":
                 say(fields, sys.__stdout__)
             case "cry":

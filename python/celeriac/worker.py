@@ -198,6 +198,7 @@ class ConsumerStep(components.Consumer):  # type: ignore[misc]
         from celeriac import bridge
 
         assert w.zygote is not None, "forked in on_start"
+        w.core_started = True
         ended = bridge.run(w, w.zygote)
         if ended.restart:
             # Celery's own way of restarting on SIGHUP: at exit this process becomes a new worker.
@@ -213,8 +214,10 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
     core_config: dict[str, Any] | None = None
     #: What `celeriac.zygote.start` gave.
     zygote: zygote.Zygote | None = None
-    #: Signals that came before the core listened, in order; the bridge hands them to it.
+    #: Signals that came before the core was started, in order.
     early_signals: list[str]
+    #: From here on signals are the core's.
+    core_started = False
 
     class Blueprint(apps_worker.Worker.Blueprint):  # type: ignore[misc]
         """Celery's worker steps and the app's, with ours in the place of three."""
@@ -274,7 +277,11 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
             signal.signal(getattr(signal, name), self._note_signal)
 
     def _note_signal(self, number: int, frame: object) -> None:
-        self.early_signals.append(signal.Signals(number).name)
+        if self.core_started:
+            # Python hears of it late, when the core listens or soon will: it is the core's.
+            os.kill(os.getpid(), number)
+        else:
+            self.early_signals.append(signal.Signals(number).name)
 
     def stopped_early(self) -> WorkerShutdown:
         """Told to stop before the core ran: it need not start. Exit statuses as the core's."""

@@ -31,6 +31,8 @@ pub enum Notice {
     },
     /// A text for the terminal, past logging, as Celery prints on signals.
     Say(String),
+    /// The processes of the pool changed; these are there now.
+    Children(Vec<u32>),
     /// The interval of `heartbeat_sent` is over.
     Heartbeat,
     /// SIGUSR1: stack traces of all threads to stderr.
