@@ -80,6 +80,8 @@ class Hooks:
                 )
             case "heartbeat":
                 signals.heartbeat_sent.send(sender=self.worker.consumer)
+            case "listening":
+                self.worker.listening()
             case "children":
                 self.worker.pool.pids = fields
             case "say":

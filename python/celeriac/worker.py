@@ -198,7 +198,6 @@ class ConsumerStep(components.Consumer):  # type: ignore[misc]
         from celeriac import bridge
 
         assert w.zygote is not None, "forked in on_start"
-        w.core_started = True
         ended = bridge.run(w, w.zygote)
         if ended.restart:
             # Celery's own way of restarting on SIGHUP: at exit this process becomes a new worker.
@@ -216,8 +215,8 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
     zygote: zygote.Zygote | None = None
     #: Signals that came before the core was started, in order.
     early_signals: list[str]
-    #: From here on signals are the core's.
-    core_started = False
+    #: Whether signals reach the core.
+    core_listens = False
 
     class Blueprint(apps_worker.Worker.Blueprint):  # type: ignore[misc]
         """Celery's worker steps and the app's, with ours in the place of three."""
@@ -277,11 +276,15 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
             signal.signal(getattr(signal, name), self._note_signal)
 
     def _note_signal(self, number: int, frame: object) -> None:
-        if self.core_started:
-            # Python hears of it late, when the core listens or soon will: it is the core's.
-            os.kill(os.getpid(), number)
-        else:
+        # Rust's handlers call this one too: once the core listens there is nothing to note.
+        if not self.core_listens:
             self.early_signals.append(signal.Signals(number).name)
+
+    def listening(self) -> None:
+        """The core has its handlers: it is told what came while it started."""
+        self.core_listens = True
+        for name in self.early_signals:
+            os.kill(os.getpid(), getattr(signal, name))
 
     def stopped_early(self) -> WorkerShutdown:
         """Told to stop before the core ran: it need not start. Exit statuses as the core's."""

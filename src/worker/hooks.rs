@@ -13,6 +13,8 @@ use crate::protocol::{DeliveryInfo, Message};
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "what", content = "fields", rename_all = "snake_case")]
 pub enum Notice {
+    /// Signals of the process reach the worker from here on.
+    Listening,
     /// Connected; `Connected to …` is logged and `worker.consumer.connection` is there.
     Connected {
         /// Masked address.
