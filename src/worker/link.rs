@@ -157,7 +157,7 @@ impl Link {
                     let broker = self.failover.current().clone();
                     let mut consume = self.consume.clone();
                     if self.last_index == Some(self.failover.index()) {
-                        consume.held = self.held.clone();
+                        consume.held = self.held.iter().copied().chain(self.unsent()).collect();
                     }
                     self.state = State::Connecting(Box::pin(async move { broker.connect(&consume).await }));
                 }
@@ -190,6 +190,15 @@ impl Link {
                 State::Over => pending::<()>().await,
             }
         }
+    }
+
+    /// Settled deliveries of which the broker has not been told: for it they are still held.
+    fn unsent(&self) -> impl Iterator<Item = Tag> {
+        self.outbox
+            .iter()
+            .filter_map(|command| if let Command::Settle(batch) = command { Some(batch) } else { None })
+            .flatten()
+            .map(|(tag, _)| *tag)
     }
 
     fn note(&mut self, event: &Event) {
