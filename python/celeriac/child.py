@@ -12,8 +12,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import billiard
-from billiard import util as billiard_util
 from billiard import common as billiard_common
+from billiard import util as billiard_util
 from billiard.common import human_status, reset_signals
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery import platforms, signals
