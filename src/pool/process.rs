@@ -127,6 +127,8 @@ struct Process {
     unread: bool,
     /// It was killed because it was not up in time.
     overdue: bool,
+    /// KILL is on its way; nothing more can be done.
+    killed: bool,
 }
 
 /// Keeps a child at a place for as long as one is wanted there.
@@ -211,6 +213,7 @@ async fn fork(shared: &Arc<Shared>, index: u32, events: &mpsc::Sender<Event>) ->
         leaving_until: None,
         unread: false,
         overdue: false,
+        killed: false,
     })
 }
 
@@ -219,8 +222,10 @@ impl Process {
     async fn serve(&mut self) -> End {
         let mut hung_up: Option<Instant> = None;
         let mut readable = true;
+        let mut stopping = false;
         loop {
             let kill_at = [self.kill_at(), self.leaving_until, hung_up].into_iter().flatten().min();
+            let kill_at = kill_at.filter(|_| !self.killed);
             tokio::select! {
                 read = self.socket.read_buf(&mut self.buffer), if readable => match read {
                     Ok(count) if count > 0 => self.frames().await,
@@ -232,6 +237,8 @@ impl Process {
                 },
                 _ = self.link.socket.writable(), if self.link.has_mail() => self.link.flush(),
                 () = self.link.notify.notified() => self.tell_news().await,
+                // There is a deadline from now on.
+                () = self.shared.stopping.cancelled(), if !stopping => stopping = true,
                 report = self.reports.recv() => match report {
                     Some(Report::Exited { code }) => return self.dead(code).await,
                     Some(Report::Signalled) => self.shared.slots().signalled(self.index, self.number),
@@ -243,7 +250,7 @@ impl Process {
                 },
                 () = sleep_until(kill_at) => {
                     self.kill();
-                    (hung_up, self.leaving_until) = (None, None);
+                    self.killed = true;
                 }
             }
             if self.leaving_until.is_none()
@@ -259,7 +266,12 @@ impl Process {
     }
 
     fn kill_at(&self) -> Option<Instant> {
-        self.shared.slots().kill_at(self.index, self.number)
+        let slots = self.shared.slots();
+        match self.leaving_until {
+            // Not in the books any more, but the deadline of a stop is for all.
+            Some(_) => slots.deadline(),
+            None => slots.kill_at(self.index, self.number),
+        }
     }
 
     fn kill(&mut self) {

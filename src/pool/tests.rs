@@ -572,3 +572,28 @@ async fn a_job_larger_than_the_socket_takes_at_once_arrives_whole() {
     assert!(got.body == body);
     assert_eq!(got.body.remaining(), body.len());
 }
+
+#[tokio::test]
+async fn the_deadline_of_a_stop_is_also_that_of_a_child_that_leaves_already() {
+    let mut stage = Stage::new(&PoolConfig { max_tasks_per_child: Some(1), ..config(1) });
+    let mut worn = stage.up().await;
+    stage.pool.submit(job(1)).unwrap();
+    worn.hears_job().await;
+    worn.ends(1, success()).await;
+    stage.ended().await;
+    stage.down().await;
+    let next = stage.up().await;
+    stage.pool.stop(Instant::now() + Duration::from_millis(50));
+    let mut signalled = Vec::new();
+    for _ in 0..2 {
+        let Asked::Signal { number, signal: 9, .. } = stage.zygote.asked().await else { panic!() };
+        stage.zygote.report(3, number, 0).await;
+        signalled.push(number);
+    }
+    signalled.sort_unstable();
+    assert_eq!(signalled, [worn.number, next.number]);
+    stage.zygote.died(worn, -9).await;
+    stage.zygote.died(next, -9).await;
+    stage.down().await;
+    assert!(stage.event().await.is_none());
+}

@@ -50,6 +50,8 @@ struct Inbox {
     leave: Option<i32>,
     closed: bool,
     reading: bool,
+    /// Threads that wait for the one that reads; nobody is woken in vain when there are none.
+    waiting: u32,
 }
 
 /// The supervisor's answer to a store: nothing, or what went wrong.
@@ -59,6 +61,24 @@ enum Next {
     Job(Box<Job>),
     Leave(i32),
     Closed,
+}
+
+/// Who is to look at the inbox.
+#[derive(Clone, Copy)]
+enum Wake {
+    /// So many threads: whichever, each finds a job.
+    Some(usize),
+    /// Every thread: something came that only a certain one wants, or that all want.
+    All,
+}
+
+impl Wake {
+    fn and_one(self) -> Self {
+        match self {
+            Self::Some(count) => Self::Some(count + 1),
+            Self::All => Self::All,
+        }
+    }
 }
 
 enum Wait<T> {
@@ -78,27 +98,33 @@ impl Inbox {
         self.closed.then_some(Next::Closed)
     }
 
-    fn sort(&mut self) {
+    /// Sorts the frames that are there; says who is to be woken.
+    fn sort(&mut self) -> Wake {
+        let mut wake = Wake::Some(0);
         loop {
             let frame = match split(&mut self.buffer) {
                 Ok(Some(payload)) => ToChild::decode(payload),
-                Ok(None) => return,
+                Ok(None) => return wake,
                 Err(error) => Err(error),
             };
             match frame {
-                Ok(ToChild::Run(job)) => self.jobs.push_back(*job),
+                Ok(ToChild::Run(job)) => {
+                    self.jobs.push_back(*job);
+                    wake = wake.and_one();
+                }
                 Ok(ToChild::Stored { serial, error }) => {
                     // Nobody waits any more when a soft limit was raised meanwhile.
                     if let Some(answer) = self.stored.get_mut(&serial) {
                         *answer = Some(error);
                     }
+                    wake = Wake::All;
                 }
-                Ok(ToChild::Stop) => self.leave = Some(STOP),
-                Ok(ToChild::Recycle) => self.leave = Some(RECYCLE),
+                Ok(ToChild::Stop) => (self.leave, wake) = (Some(STOP), Wake::All),
+                Ok(ToChild::Recycle) => (self.leave, wake) = (Some(RECYCLE), Wake::All),
                 // Both ends are of one build; a stream that cannot be read is as good as closed.
                 Err(_) => {
                     self.closed = true;
-                    return;
+                    return Wake::All;
                 }
             }
         }
@@ -126,13 +152,20 @@ impl ChildPipe {
     }
 
     fn wait_detached<T>(&self, want: &mut impl FnMut(&mut Inbox) -> Option<T>) -> Wait<T> {
+        self.flush(&mut self.writing());
         let mut inbox = self.inbox();
         loop {
             if let Some(found) = want(&mut inbox) {
+                // Whoever waits next has to read from now on.
+                if !inbox.reading && inbox.waiting > 0 {
+                    self.arrived.notify_one();
+                }
                 return Wait::Done(found);
             }
             if inbox.reading {
+                inbox.waiting += 1;
                 inbox = self.arrived.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+                inbox.waiting -= 1;
                 continue;
             }
             inbox.reading = true;
@@ -142,25 +175,25 @@ impl ChildPipe {
             let read = rustix::io::read(&self.socket, &mut chunk[..]);
             inbox = self.inbox();
             inbox.reading = false;
-            let interrupted = match read {
-                Ok(0) => {
-                    inbox.closed = true;
-                    false
-                }
-                Ok(count) => {
+            let wake = match read {
+                Ok(count) if count > 0 => {
                     inbox.buffer.extend_from_slice(&chunk[..count]);
-                    inbox.sort();
-                    false
+                    inbox.sort()
                 }
-                Err(rustix::io::Errno::INTR) => true,
-                Err(_) => {
+                // Another may read while this one runs the handlers.
+                Err(rustix::io::Errno::INTR) => Wake::Some(1),
+                Ok(_) | Err(_) => {
                     inbox.closed = true;
-                    false
+                    Wake::All
                 }
             };
             inbox.chunk = chunk;
-            self.arrived.notify_all();
-            if interrupted {
+            match wake {
+                _ if inbox.waiting == 0 => {}
+                Wake::Some(count) => (0..count).for_each(|_| self.arrived.notify_one()),
+                Wake::All => self.arrived.notify_all(),
+            }
+            if matches!(read, Err(rustix::io::Errno::INTR)) {
                 return Wait::Interrupted;
             }
         }
@@ -254,7 +287,6 @@ impl ChildPipe {
     /// The next job, as a tuple; the exit status to leave with; or None when the supervisor is gone.
     fn recv<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         self.own_process()?;
-        py.detach(|| self.flush(&mut self.writing()));
         match self.wait(py, Inbox::next)? {
             Next::Job(job) => Ok(Some(job_tuple(py, &job)?.into_any())),
             Next::Leave(status) => Ok(Some(status.into_pyobject(py)?.into_any())),
