@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -330,10 +330,16 @@ def control(app: Celery) -> dict[str, Any] | None:
 
 
 def timezone(app: Celery) -> str:
-    """The name of the app's time zone; `local` for the machine's where it has no name."""
+    """A name of the time zone database for the app's time zone."""
     zone = app.timezone
-    name = getattr(zone, "key", None) or str(zone)
-    return name if "/" in name or name == "UTC" else "local" if "Local" in name else name
+    name: str | None = getattr(zone, "key", None)
+    if name:
+        return name
+    hours = (zone.utcoffset(datetime.now()) or timedelta()) / timedelta(hours=1)
+    if hours != int(hours):
+        raise ladder.Refused([f"timezone {zone} has no name of its own: set one, as 'Asia/Kolkata'."])
+    # The signs of these names are those of POSIX: Etc/GMT-2 is two hours ahead.
+    return f"Etc/GMT{-int(hours):+d}" if hours else "UTC"
 
 
 def _options(options: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -209,6 +209,14 @@ def refused_options(options: Mapping[str, Any]) -> list[str]:
     return [reason] if reason else []
 
 
+def refused_pool_setting(app: Celery) -> list[str]:
+    """A green pool in the settings, asked before anybody imports it."""
+    pool = app.conf.worker_pool
+    if pool in ("gevent", "eventlet"):
+        return [f"worker_pool is {pool}, which is not supported by celeriac yet: use threads, or {RUN_CELERY}."]
+    return []
+
+
 def refused_app(worker: Worker) -> list[str]:
     """What the app has that celeriac cannot host, each with what to do."""
     return [*_refused_settings(worker), *_refused_tasks(worker), *_refused_steps(worker)]

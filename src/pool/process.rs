@@ -125,6 +125,8 @@ struct Process {
     leaving_until: Option<Instant>,
     /// The kernel says that the child was gone with something of ours unread.
     unread: bool,
+    /// It was killed because it was not up in time.
+    overdue: bool,
 }
 
 /// Keeps a child at a place for as long as one is wanted there.
@@ -145,7 +147,7 @@ pub(super) async fn keep(shared: Arc<Shared>, index: u32, events: mpsc::Sender<E
             End::Dead { stillborn: false } => stillborn = 0,
             End::Dead { stillborn: true } => {
                 stillborn += 1;
-                if shared.stillborn() {
+                if shared.stillborn(process.overdue) {
                     break;
                 }
                 let wait = back_off(stillborn, Duration::from_millis(50), Duration::from_secs(1));
@@ -208,6 +210,7 @@ async fn fork(shared: &Arc<Shared>, index: u32, events: &mpsc::Sender<Event>) ->
         buffer: BytesMut::with_capacity(READ),
         leaving_until: None,
         unread: false,
+        overdue: false,
     })
 }
 
@@ -261,6 +264,7 @@ impl Process {
 
     fn kill(&mut self) {
         if self.shared.slots().killed(self.index, self.number) {
+            self.overdue = true;
             tracing::error!(
                 target: "celery.pool",
                 "Timed out waiting for UP message from <ForkProcess({}, started daemon)>",

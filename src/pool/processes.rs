@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::ipc::ToChild;
 use super::process::keep;
 use super::slots::{Slots, Wear};
-use super::zygote::{Command, Number, Scope, Zygote, ZygoteHandle};
+use super::zygote::{self, Command, Number, Scope, Zygote, ZygoteHandle};
 use super::{EVENT_CAPACITY, Event, Interrupt, Job, JobId, Pool, PoolConfig, Running, SlotId, StoreId};
 use crate::error::Error;
 
@@ -70,10 +70,11 @@ impl Shared {
         self.lived.store(true, Ordering::Relaxed);
     }
 
-    /// A child died before it was up. `true`: no use to try again.
-    pub(super) fn stillborn(&self) -> bool {
+    /// A child died before it was up; `overdue`: we killed it. `true`: no use to try again.
+    pub(super) fn stillborn(&self, overdue: bool) -> bool {
         let deaths = self.stillborn.fetch_add(1, Ordering::Relaxed) + 1;
-        if !self.lived.load(Ordering::Relaxed) {
+        // One that was only slow, on a busy machine perhaps, may make it the next time.
+        if !overdue && !self.lived.load(Ordering::Relaxed) {
             self.broken("Could not start worker processes".to_owned());
             return true;
         }
@@ -125,10 +126,13 @@ pub fn start(config: &PoolConfig, zygote: ZygoteHandle, tracker: &TaskTracker) -
         troubled: CancellationToken::new(),
         kind,
     });
+    let (zygote, orders) = zygote::open(zygote)?;
+    let mut writer = JoinSet::new();
+    writer.spawn(orders.run(inbox));
     let mut keeper = Keeper {
-        zygote: Zygote::new(zygote)?,
+        zygote,
+        writer,
         shared: Arc::clone(&shared),
-        inbox,
         growth,
         places: JoinSet::new(),
         events: sender,
@@ -150,8 +154,9 @@ enum Kind {
 /// Owns the zygote and the tasks of all places.
 struct Keeper {
     zygote: Zygote,
+    /// Passes commands on to the zygote; aborting it hangs up.
+    writer: JoinSet<()>,
     shared: Arc<Shared>,
-    inbox: mpsc::UnboundedReceiver<Command>,
     growth: mpsc::UnboundedReceiver<u32>,
     places: JoinSet<()>,
     events: mpsc::Sender<Event>,
@@ -168,7 +173,6 @@ impl Keeper {
         while !(self.places.is_empty() && (self.shared.stopping.is_cancelled() || !alive)) {
             tokio::select! {
                 () = self.zygote.reports(), if alive => alive = false,
-                Some(command) = self.inbox.recv(), if alive => alive = self.zygote.command(command).await.is_ok(),
                 Some(index) = self.growth.recv() => self.place(index),
                 Some(ended) = self.places.join_next() => self.ended(ended),
                 () = self.shared.stopping.cancelled(), if self.places.is_empty() => {}
@@ -183,6 +187,7 @@ impl Keeper {
         for event in abandoned {
             let _ = self.events.send(event).await;
         }
+        self.writer.shutdown().await;
         self.zygote.end().await;
     }
 
@@ -206,9 +211,9 @@ impl Keeper {
     /// The zygote is dead and its children die with it. This process has threads and must not fork, so the
     /// worker has to end and be started again.
     async fn bury(self) {
-        let Self { zygote, shared, inbox, mut places, events, .. } = self;
+        let Self { zygote, mut writer, shared, mut places, events, .. } = self;
+        writer.shutdown().await;
         // With the zygote go the channels of its reports: every place learns of it.
-        drop(inbox);
         let status = zygote.end().await;
         while places.join_next().await.is_some() {}
         let abandoned = shared.slots().abandoned();

@@ -417,6 +417,29 @@ async fn a_child_that_does_not_come_up_is_killed_and_replaced() {
 }
 
 #[tokio::test]
+async fn a_first_child_that_is_only_slow_is_given_another_chance() {
+    let mut stage = Stage::new(&PoolConfig { proc_alive_timeout: 0.1, ..config(1) });
+    let slow = stage.zygote.forks().await;
+    assert_eq!(stage.zygote.signal(&slow).await, (9, true));
+    stage.zygote.died(slow, -9).await;
+    assert_eq!(stage.up().await.number, 2);
+}
+
+#[tokio::test]
+async fn a_thousand_children_can_be_asked_for_before_one_is_forked() {
+    let mut stage = Stage::new(&config(1000));
+    let mut children = Vec::new();
+    for _ in 0..1000 {
+        children.push(stage.zygote.forks().await);
+    }
+    for child in &mut children {
+        child.says(FromChild::Up { pid: 1 }).await;
+        assert!(matches!(stage.event().await, Some(Event::Up { .. })));
+    }
+    assert_eq!(stage.pool.idle(), 1000);
+}
+
+#[tokio::test]
 async fn a_pool_whose_first_child_dies_before_it_is_up_is_broken() {
     let mut stage = Stage::new(&config(1));
     let child = stage.zygote.forks().await;

@@ -171,12 +171,27 @@ impl ChildPipe {
     }
 
     /// Writes a frame, and those held back before it.
-    fn write(&self, py: Python<'_>, frame: &FromChild) {
+    fn write(&self, py: Python<'_>, frame: &FromChild) -> PyResult<()> {
+        self.own_process()?;
         py.detach(|| {
             let mut out = self.writing();
             frame.encode(&mut out);
             self.flush(&mut out);
         });
+        Ok(())
+    }
+
+    /// A task that forks and lets both sides return has a twin of its child here, which must not speak for it.
+    fn own_process(&self) -> PyResult<()> {
+        let here = std::process::id();
+        if here == self.pid {
+            return Ok(());
+        }
+        Err(pyo3::exceptions::PyRuntimeError::new_err(format!(
+            "process {here} was forked by a task in process {}, whose connection to the worker it cannot use: \
+             leave a forked process with os._exit()",
+            self.pid
+        )))
     }
 
     /// Writes whole frames. A supervisor that is gone is noticed by the next read.
@@ -195,9 +210,9 @@ impl ChildPipe {
         }
     }
 
-    fn ended(&self, py: Python<'_>, job: u64, outcome: Outcome) {
+    fn ended(&self, py: Python<'_>, job: u64, outcome: Outcome) -> PyResult<()> {
         let memory = if self.memory { resident() } else { None };
-        self.write(py, &FromChild::Ended { job, outcome, memory });
+        self.write(py, &FromChild::Ended { job, outcome, memory })
     }
 }
 
@@ -232,12 +247,13 @@ impl ChildPipe {
     }
 
     /// Initialized: takes jobs.
-    fn up(&self, py: Python<'_>) {
-        self.write(py, &FromChild::Up { pid: self.pid });
+    fn up(&self, py: Python<'_>) -> PyResult<()> {
+        self.write(py, &FromChild::Up { pid: self.pid })
     }
 
     /// The next job, as a tuple; the exit status to leave with; or None when the supervisor is gone.
     fn recv<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        self.own_process()?;
         py.detach(|| self.flush(&mut self.writing()));
         match self.wait(py, Inbox::next)? {
             Next::Job(job) => Ok(Some(job_tuple(py, &job)?.into_any())),
@@ -247,48 +263,62 @@ impl ChildPipe {
     }
 
     /// The job was decoded and starts.
-    fn accepted(&self, py: Python<'_>, job: u64) {
-        self.write(py, &FromChild::Accepted { job });
+    fn accepted(&self, py: Python<'_>, job: u64) -> PyResult<()> {
+        self.write(py, &FromChild::Accepted { job })
     }
 
     /// It returned.
-    fn succeeded(&self, py: Python<'_>, job: u64, result: String, runtime: f64) {
-        self.ended(py, job, Outcome::Success { result, runtime });
+    fn succeeded(&self, py: Python<'_>, job: u64, result: String, runtime: f64) -> PyResult<()> {
+        self.ended(py, job, Outcome::Success { result, runtime })
     }
 
     /// It raised; the failure is stored.
-    fn failed(&self, py: Python<'_>, job: u64, exception: String, traceback: String, runtime: f64) {
-        self.ended(py, job, Outcome::Failure { exception, traceback, runtime });
+    fn failed(
+        &self,
+        py: Python<'_>,
+        job: u64,
+        exception: String,
+        traceback: String,
+        runtime: f64,
+    ) -> PyResult<()> {
+        self.ended(py, job, Outcome::Failure { exception, traceback, runtime })
     }
 
     /// It asked to be retried; the new message is sent.
-    fn retried(&self, py: Python<'_>, job: u64, exception: String, traceback: String) {
-        self.ended(py, job, Outcome::Retry { exception, traceback });
+    fn retried(&self, py: Python<'_>, job: u64, exception: String, traceback: String) -> PyResult<()> {
+        self.ended(py, job, Outcome::Retry { exception, traceback })
     }
 
     /// It raised `Ignore`.
-    fn ignored(&self, py: Python<'_>, job: u64) {
-        self.ended(py, job, Outcome::Ignored);
+    fn ignored(&self, py: Python<'_>, job: u64) -> PyResult<()> {
+        self.ended(py, job, Outcome::Ignored)
     }
 
     /// It raised `Reject`.
-    fn rejected(&self, py: Python<'_>, job: u64, requeue: bool, exception: String, traceback: String) {
-        self.ended(py, job, Outcome::Rejected { requeue, exception, traceback });
+    fn rejected(
+        &self,
+        py: Python<'_>,
+        job: u64,
+        requeue: bool,
+        exception: String,
+        traceback: String,
+    ) -> PyResult<()> {
+        self.ended(py, job, Outcome::Rejected { requeue, exception, traceback })
     }
 
     /// The body could not be decoded.
-    fn undecodable(&self, py: Python<'_>, job: u64, reason: String) {
-        self.ended(py, job, Outcome::Undecodable { reason });
+    fn undecodable(&self, py: Python<'_>, job: u64, reason: String) -> PyResult<()> {
+        self.ended(py, job, Outcome::Undecodable { reason })
     }
 
     /// The body is no task.
-    fn malformed(&self, py: Python<'_>, job: u64, reason: String) {
-        self.ended(py, job, Outcome::Malformed { reason });
+    fn malformed(&self, py: Python<'_>, job: u64, reason: String) -> PyResult<()> {
+        self.ended(py, job, Outcome::Malformed { reason })
     }
 
     /// The task ended this process, which is about to leave.
-    fn lost(&self, py: Python<'_>, job: u64, status: String) {
-        self.ended(py, job, Outcome::WorkerLost { status });
+    fn lost(&self, py: Python<'_>, job: u64, status: String) -> PyResult<()> {
+        self.ended(py, job, Outcome::WorkerLost { status })
     }
 
     /// Has a result written. With `wait` this returns when it is, or with what went wrong.
@@ -326,12 +356,12 @@ impl ChildPipe {
         }
         // Once it leaves, its place in the pool is another's: nobody would answer.
         if job == 0 && self.inbox().leave.is_some() {
-            self.write(py, &FromChild::Store { job, confirm: None, record });
+            self.write(py, &FromChild::Store { job, confirm: None, record })?;
             return Ok(None);
         }
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
         self.inbox().stored.insert(serial, None);
-        self.write(py, &FromChild::Store { job, confirm: Some(serial), record });
+        self.write(py, &FromChild::Store { job, confirm: Some(serial), record })?;
         let answer = self.wait(py, |inbox| match inbox.stored.get_mut(&serial)?.take() {
             Some(answer) => Some(answer),
             None => inbox.closed.then(|| Some("the worker is gone".to_owned())),

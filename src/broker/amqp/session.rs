@@ -69,6 +69,7 @@ pub(super) async fn run(live: Live) {
 }
 
 /// What wakes a session.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, on the stack")]
 enum Woken {
     Commands(usize),
     Heard(Heard),

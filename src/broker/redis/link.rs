@@ -1,5 +1,8 @@
-//! One connection to the server, and what it tells us unasked. Commands, control messages and wake-ups share
-//! one RESP3 connection, so that they live and die together.
+//! Connections to the server, and what it tells us unasked (RESP3).
+//!
+//! Commands and wake-ups share one connection. What is published comes over another: the server closes a
+//! connection that subscribes when an answer to it exceeds `client-output-buffer-limit pubsub`, 32 MiB by
+//! default, which a few large messages do.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -48,12 +51,16 @@ pub(crate) struct Pushes {
     pub(crate) lost: CancellationToken,
 }
 
-impl Link {
-    pub(crate) async fn open(
-        client: &redis::Client,
-        address: Arc<str>,
-        options: &Options,
-    ) -> Result<(Self, Pushes), BrokerError> {
+/// Opens the connections of one session. They share one fate: the loss of one is the loss of all.
+pub(crate) struct Dialer {
+    client: redis::Client,
+    address: Arc<str>,
+    config: AsyncConnectionConfig,
+    client_name: Option<String>,
+}
+
+impl Dialer {
+    pub(crate) fn new(client: &redis::Client, address: Arc<str>, options: &Options) -> (Self, Pushes) {
         let (sender, broadcasts) = mpsc::channel(BROADCAST_CAPACITY);
         let pushes = Pushes { wake: Arc::default(), broadcasts, lost: CancellationToken::new() };
         let (wake, lost) = (Arc::clone(&pushes.wake), pushes.lost.clone());
@@ -76,17 +83,26 @@ impl Link {
                 }
                 Ok(())
             });
-        let connection = client
-            .get_multiplexed_async_connection_with_config(&config)
-            .await
-            .map_err(|error| broker_error(&address, &error))?;
-        let link = Self { connection, address };
-        if let Some(name) = &socket.client_name {
-            link.query::<Value>(redis::cmd("CLIENT").arg("SETNAME").arg(name)).await?;
-        }
-        Ok((link, pushes))
+        let dialer =
+            Self { client: client.clone(), address, config, client_name: socket.client_name.clone() };
+        (dialer, pushes)
     }
 
+    pub(crate) async fn connect(&self) -> Result<Link, BrokerError> {
+        let connection = self
+            .client
+            .get_multiplexed_async_connection_with_config(&self.config)
+            .await
+            .map_err(|error| broker_error(&self.address, &error))?;
+        let link = Link { connection, address: Arc::clone(&self.address) };
+        if let Some(name) = &self.client_name {
+            link.query::<Value>(redis::cmd("CLIENT").arg("SETNAME").arg(name)).await?;
+        }
+        Ok(link)
+    }
+}
+
+impl Link {
     pub(crate) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, BrokerError> {
         let mut connection = self.connection.clone();
         command.query_async(&mut connection).await.map_err(|error| self.error(&error))

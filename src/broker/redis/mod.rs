@@ -5,10 +5,11 @@
 //! nobody settles what another holds. What a live session holds is renewed; what a dead one held is put back by
 //! any other worker of ours within seconds, or by a stock worker after the visibility timeout.
 //!
-//! One session is one connection: commands, control messages and wake-ups share it (RESP3). A session waits
-//! without polling: the server tells it when a key that it has read is changed (`CLIENT TRACKING`).
+//! A session has one connection for commands, and one more for what is published. It waits without polling: the
+//! server tells it when one of the lists is changed (`CLIENT TRACKING`, RESP3).
 
 pub(crate) mod address;
+mod batch;
 mod envelope;
 mod keys;
 pub(crate) mod link;
@@ -30,8 +31,9 @@ use tokio::task::JoinSet;
 
 use self::address::{Address, Place, Tls};
 use self::keys::Keys;
-use self::link::{Link, MOVE, REGISTER};
+use self::link::{Dialer, Link, MOVE, REGISTER};
 use self::options::Options;
+use self::restore::{End, Guard};
 use self::session::Live;
 use self::shared::Shared;
 use super::{
@@ -151,7 +153,8 @@ impl Broker for RedisBroker {
 
     async fn connect(&self, consume: &Consume) -> Result<Session, BrokerError> {
         let shared = Arc::clone(&self.shared);
-        let (link, pushes) = Link::open(&self.client, Arc::clone(&shared.address), &shared.options).await?;
+        let (dialer, pushes) = Dialer::new(&self.client, Arc::clone(&shared.address), &shared.options);
+        let link = dialer.connect().await?;
         let tracking = link.track().await;
         let (session, before) = shared.begin();
         let owner = shared.owner(session);
@@ -159,16 +162,21 @@ impl Broker for RedisBroker {
         register.arg(&owner);
         link.eval::<i64>(&REGISTER, &register).await?;
 
+        // Asked for, and the answer was lost: back to their queues, with what the worker does not hold.
+        let halfway: HashSet<Tag> = shared.unparking().clone();
         let mut held: HashSet<Tag> = {
             let (parked, fleeting) = (shared.parked(), shared.fleeting());
-            consume
-                .held
-                .iter()
-                .filter(|tag| !parked.contains(tag) && !fleeting.contains(tag))
-                .copied()
-                .collect()
+            let ours =
+                |tag: &&Tag| !parked.contains(tag) && !fleeting.contains(tag) && !halfway.contains(tag);
+            consume.held.iter().filter(ours).copied().collect()
         };
-        let gone = self.take_over(&link, session, before, &held).await?;
+        let mut gone = self.take_over(&link, session, before, &held).await?;
+        if !halfway.is_empty() {
+            let fields: Vec<String> = halfway.iter().map(|tag| shared.parked_field(*tag)).collect();
+            restore::put_back(&link, &shared, &fields, End::Head, Guard::Ours).await?;
+            shared.unparking().clear();
+            gone.extend(halfway);
+        }
         for tag in &gone {
             held.remove(tag);
         }
@@ -178,7 +186,7 @@ impl Broker for RedisBroker {
         let (findings, sweeps) = mpsc::channel(1);
         let (failure, failed) = mpsc::channel(1);
         let mut live =
-            Live::new(link.clone(), Arc::clone(&shared), session, pushes, tracking, events, commands);
+            Live::new(link.clone(), dialer, Arc::clone(&shared), session, pushes, tracking, events, commands);
         live.held = held;
         live.prefetch = consume.prefetch;
         live.findings = Some(findings);

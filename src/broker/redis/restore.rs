@@ -2,13 +2,14 @@
 
 use redis::Value;
 
+use super::batch::Batch;
 use super::envelope::{self, Record};
 use super::link::{BURY, Call, Link, RESTORE};
 use super::routes::Routes;
 use super::shared::Shared;
 use crate::error::BrokerError;
 
-/// Records read, and messages pushed, in one go: bounds what one script call carries.
+/// Most records read, and messages pushed, in one go.
 const BATCH: usize = 128;
 
 /// Which end of the list.
@@ -41,10 +42,14 @@ pub(crate) async fn put_back(
     guard: Guard<'_>,
 ) -> Result<usize, BrokerError> {
     let mut count = 0;
-    for fields in fields.chunks(BATCH) {
+    let (mut batch, mut rest) = (Batch::new(BATCH), fields);
+    while !rest.is_empty() {
+        let (fields, after) = rest.split_at(batch.size().min(rest.len()));
+        rest = after;
         let mut read = redis::cmd("HMGET");
         read.arg(&shared.keys.unacked).arg(fields);
         let records: Vec<Option<Vec<u8>>> = link.query(&read).await?;
+        batch.saw(fields.len(), records.iter().flatten().map(Vec::len).sum());
         let mut routes = Routes::new(link, shared);
         let mut call = shared.call();
         call.arg(if end == End::Head { "RPUSH" } else { "LPUSH" });
@@ -133,13 +138,20 @@ pub(crate) async fn bury(
     Ok(count)
 }
 
+/// Takes a session off the register that holds nothing any more.
+pub(crate) async fn resign(link: &Link, shared: &Shared, owner: &str) -> Result<(), BrokerError> {
+    let mut call = Call::new([shared.keys.workers.as_str()]);
+    call.arg(owner).arg("").arg(1);
+    link.eval::<Option<String>>(&BURY, &call).await.map(drop)
+}
+
 /// What a session holds, parked messages not included: those belong to the worker.
 async fn fields_of(link: &Link, shared: &Shared, owner: &str) -> Result<Vec<(u64, String)>, BrokerError> {
     let (prefix, mut cursor, mut fields) = (format!("{owner}:"), 0_u64, Vec::new());
     loop {
         let mut scan = redis::cmd("ZSCAN");
         scan.arg(&shared.keys.unacked_index).arg(cursor).arg("MATCH").arg(format!("{prefix}*"));
-        scan.arg("COUNT").arg(512);
+        scan.arg("COUNT").arg(2000);
         let (next, found): (u64, Vec<Value>) = link.query(&scan).await?;
         fields.extend(found.into_iter().step_by(2).filter_map(|member| {
             let field: String = redis::from_redis_value(member).ok()?;

@@ -23,6 +23,7 @@ pub(crate) struct Shared {
     next_tag: AtomicU64,
     sessions: Mutex<Sessions>,
     parked: Mutex<HashSet<Tag>>,
+    unparking: Mutex<HashSet<Tag>>,
     fleeting: Mutex<HashSet<Tag>>,
     unconfirmed: Mutex<Vec<String>>,
 }
@@ -45,6 +46,7 @@ impl Shared {
             next_tag: AtomicU64::new(1),
             sessions: Mutex::default(),
             parked: Mutex::default(),
+            unparking: Mutex::default(),
             fleeting: Mutex::default(),
             unconfirmed: Mutex::default(),
         }
@@ -69,6 +71,11 @@ impl Shared {
     /// Deliveries that wait in the broker for their time.
     pub(crate) fn parked(&self) -> MutexGuard<'_, HashSet<Tag>> {
         lock(&self.parked)
+    }
+
+    /// Deliveries that were asked for and have not come yet.
+    pub(crate) fn unparking(&self) -> MutexGuard<'_, HashSet<Tag>> {
+        lock(&self.unparking)
     }
 
     /// Deliveries of fanout queues: they came by pub/sub, and the broker has no record of them.

@@ -1,6 +1,6 @@
 //! kombu's layout, read and written by kombu itself.
 
-use celeriac::broker::{Command, Control, Publication, Settlement};
+use celeriac::broker::{Command, Publication, Settlement};
 use redis::AsyncTypedCommands;
 use serde_json::{Value, json};
 
@@ -156,13 +156,7 @@ async fn a_broadcast_of_celery_is_received_and_our_reply_reaches_it() {
     for options in [json!({}), json!({"global_keyprefix": "app_"})] {
         let Some(mut stage) = Stage::start().await else { return };
         let mut consume = consume(&["q"], 1);
-        consume.control = Some(Control {
-            exchange: "celery".to_owned(),
-            queue_ttl: Some(300.0),
-            queue_expires: Some(10.0),
-            queue_exclusive: false,
-            queue_durable: false,
-        });
+        consume.control = Some(super::control());
         let mut client = Client::connect(&*stage.broker(options.clone()), &consume).await;
         let asked = tokio::task::LocalSet::new();
         let (url, python) = (stage.server.url(), python(MODULES));

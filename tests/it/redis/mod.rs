@@ -1,5 +1,6 @@
 //! What only Redis has: records and leases in kombu's keys, scripts, the other end written in Python.
 
+mod addresses;
 mod layout;
 mod leases;
 mod recovery;
@@ -10,7 +11,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use celeriac::broker::topology::Queue;
-use celeriac::broker::{Broker, Consume};
+use celeriac::broker::{Broker, Consume, Control};
 use redis::AsyncTypedCommands;
 use redis::aio::MultiplexedConnection;
 use serde_json::Value;
@@ -84,5 +85,16 @@ fn consume(queues: &[&str], prefetch: u32) -> Consume {
         prefetch,
         control: None,
         held: HashSet::new(),
+    }
+}
+
+/// Remote control as Celery configures it.
+fn control() -> Control {
+    Control {
+        exchange: "celery".to_owned(),
+        queue_ttl: Some(300.0),
+        queue_expires: Some(10.0),
+        queue_exclusive: false,
+        queue_durable: false,
     }
 }

@@ -199,3 +199,54 @@ async fn an_index_entry_without_a_record_and_a_record_without_sense_are_tidied_a
     assert_eq!(stage.redis.hlen("unacked").await.unwrap(), 0);
     client.close().await;
 }
+
+#[tokio::test]
+async fn a_parked_message_whose_return_was_lost_with_the_connection_goes_back_to_its_queue() {
+    let Some(mut stage) = Stage::start().await else { return };
+    stage.send("q", &["later"]).await;
+    let broker = stage.broker(json!({}));
+    let mut client = Client::connect(&*broker, &consume(&["q"], 1)).await;
+    let tag = client.next().await.handle.abandon();
+    client.tell(Command::Park { tag, due: 4e9 }).await;
+    client.send("elsewhere", crate::broker::message("after")).await;
+    // Whether the script ran before the line was cut nobody knows.
+    redis::cmd("CLIENT").arg("PAUSE").arg(60_000).arg("WRITE").exec_async(&mut stage.redis).await.unwrap();
+    client.tell(Command::Unpark(vec![tag])).await;
+    stage.cut().await;
+    redis::cmd("CLIENT").arg("UNPAUSE").exec_async(&mut stage.redis).await.unwrap();
+    client.lost().await;
+
+    let mut again = consume(&["q"], 1);
+    again.held = [tag].into_iter().collect();
+    let mut client = Client::connect(&*broker, &again).await;
+    client.forgets(tag).await;
+    let delivery = client.next().await;
+    assert_eq!(id(&delivery.message), "later");
+    client.settle([delivery], Settlement::Ack).await;
+    client.close().await;
+    assert!(stage.unacked().await.is_empty());
+}
+
+#[tokio::test]
+async fn messages_larger_than_what_a_subscriber_may_receive_are_taken() {
+    let Some(mut stage) = Stage::start().await else { return };
+    let limit = ["CONFIG", "SET", "client-output-buffer-limit", "pubsub 1mb 1mb 1"];
+    redis::cmd(limit[0]).arg(&limit[1..]).exec_async(&mut stage.redis).await.unwrap();
+    let large = "x".repeat(3 << 20);
+    for number in 0..4 {
+        let mut item = crate::broker::envelope("q", &crate::broker::message(&number.to_string()));
+        item["headers"]["large"] = json!(large);
+        stage.redis.lpush("q", item.to_string()).await.unwrap();
+    }
+    let mut consume = consume(&["q"], 4);
+    consume.control = Some(super::control());
+    let mut client = Client::connect(&*stage.broker(json!({})), &consume).await;
+    let deliveries = client.take(4).await;
+    client.settle(deliveries, Settlement::GiveBack).await;
+    let deliveries = client.take(4).await;
+    let ids: Vec<String> = deliveries.iter().map(|delivery| id(&delivery.message)).collect();
+    assert_eq!(ids, ["0", "1", "2", "3"]);
+    client.settle(deliveries, Settlement::Ack).await;
+    client.close().await;
+    assert!(stage.unacked().await.is_empty());
+}

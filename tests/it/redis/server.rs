@@ -42,14 +42,25 @@ async fn an_idle_session_does_nothing_but_beat() {
 }
 
 #[tokio::test]
-async fn a_worker_has_one_connection() {
+async fn a_worker_has_two_connections_and_without_remote_control_one() {
     let Some(stage) = Stage::start().await else { return };
-    let client = Client::connect(&*stage.broker(json!({"client_name": "mine"})), &consume(&["q"], 4)).await;
-    let clients: String =
-        redis::cmd("CLIENT").arg("LIST").query_async(&mut stage.redis.clone()).await.unwrap();
-    assert_eq!(clients.lines().count(), 2, "{clients}");
-    assert!(clients.contains("name=mine"), "{clients}");
-    client.close().await;
+    let mut consume = consume(&["q"], 4);
+    for (control, expected) in [(None, 1), (Some(super::control()), 2)] {
+        consume.control = control;
+        let client = Client::connect(&*stage.broker(json!({"client_name": "mine"})), &consume).await;
+        let clients: String =
+            redis::cmd("CLIENT").arg("LIST").query_async(&mut stage.redis.clone()).await.unwrap();
+        assert_eq!(clients.matches("name=mine").count(), expected, "{clients}");
+        assert_eq!(clients.lines().count(), expected + 1, "{clients}");
+        client.close().await;
+        let redis = &stage.redis;
+        wait_until("its connections are closed", async || {
+            let clients: String =
+                redis::cmd("CLIENT").arg("LIST").query_async(&mut redis.clone()).await.unwrap();
+            clients.lines().count() == 1
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

@@ -85,6 +85,20 @@ def test_started_is_stored_when_asked_for(alike):
     assert alike(started, task_track_started=True) == [["hostname", "pid"], "w0@here"]
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_success_is_kept_when_the_task_fails_later(alike, compression):
+    def scenario(stage):
+        worker = stage.worker()
+        first = stage.send("add", 1, 2)
+        assert first.get(timeout=30) == 3
+        stage.send("fail", task_id=first.id)
+        worker.wait_log("raised unexpected")
+        worker.stop()
+        return plain(repr(first.backend.get_task_meta(first.id, cache=False)["result"]))
+
+    assert alike(scenario, "redis", "file", result_compression=compression) == "3"
+
+
 def test_a_bridge_transport_carries_tasks(alike, tmp_path):
     """SQLAlchemy stands for every transport that is not spoken natively."""
 
