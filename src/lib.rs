@@ -47,6 +47,7 @@
 //! | [`control`], [`cluster`] | remote control as a table of commands; the logical clock |
 //! | [`native`] | tasks as async Rust functions, and the worker that runs them without Python |
 //! | [`cli`] | the command line as a table of flags |
+//! | [`logging`] | the line of a received task, where Python's logging need not see it |
 //! | [`config`] | all that a worker is told before it starts, checked once |
 //! | `python` | the border: hooks, the child's end of the frames, the bridge to kombu; `pyo3` is named nowhere else |
 //!
@@ -93,6 +94,7 @@ pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod error;
+pub mod logging;
 pub mod native;
 pub mod pool;
 pub mod protocol;

@@ -148,7 +148,9 @@ def _continuations(app: Celery) -> Decision:
 
 
 def _logging() -> Decision:
-    reasons = ["records go through Python's logging"]
+    reasons = [
+        "records go through Python's logging, but for the line of a received task where no handler of the app sees it"
+    ]
     for name in ("setup_logging", "after_setup_logger", "after_setup_task_logger"):
         reasons += [f"{name} has a receiver: {receiver}" for receiver in receivers(getattr(signals, name))]
     return Decision("logging", "python", reasons)
