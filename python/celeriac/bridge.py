@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 from celery.utils.debug import cry
 
-from celeriac import _core, kombu_bridge, ladder, lines
+from celeriac import _core, kombu_bridge, ladder
 from celeriac.commands import Commands
 from celeriac.incidents import Incidents
 
@@ -40,7 +40,7 @@ def run(worker: Worker, zygote: Zygote) -> Ended:
     """Runs the Rust worker until it is told to stop; blocks. The zygote's socket is given away."""
     hooks = Hooks(worker)
     exitcode, restart, _broken = _core.run_worker(
-        json.dumps({**worker.core_config, "lines": lines.config()}),
+        json.dumps(worker.core_config),
         hooks,
         zygote_fd=zygote.socket,
         zygote_pid=zygote.pid,

@@ -20,7 +20,7 @@ from kombu.serialization import prepare_accept_content, registry
 from kombu.transport.base import to_rabbitmq_queue_arguments
 from kombu.utils.url import url_to_parts
 
-from celeriac import ladder
+from celeriac import ladder, lines
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -55,6 +55,7 @@ def build(worker: Worker) -> dict[str, Any]:
         "shutdown": shutdown(worker),
         "control": control(app),
         "heartbeat": heartbeat(worker),
+        "lines": lines.config(),
         "log_info": wants_lines(logging.INFO),
         "log_debug": wants_lines(logging.DEBUG),
     }

@@ -117,6 +117,7 @@ def test_the_defaults_are_celery_s(plain):
             "cancel_on_connection_loss": False,
         },
         "heartbeat": None,
+        "lines": None,
         "log_info": False,
         "log_debug": False,
     }
