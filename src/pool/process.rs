@@ -134,73 +134,88 @@ struct Process {
 /// Keeps a child at a place for as long as one is wanted there.
 pub(super) async fn keep(shared: Arc<Shared>, index: u32, events: mpsc::Sender<Event>) {
     let mut seen_off = JoinSet::new();
-    let mut stillborn = 0;
+    let mut failures = 0;
     while shared.slots().wanted(index) {
-        let Some(mut process) = fork(&shared, index, &events).await else { break };
-        let end = process.serve().await;
-        match end {
-            End::Leaving => {
-                stillborn = 0;
-                process.leaving_until = Some(Instant::now() + LEAVING);
-                seen_off.spawn(async move {
-                    process.serve().await;
-                });
-            }
-            End::Dead { stillborn: false } => stillborn = 0,
-            End::Dead { stillborn: true } => {
-                stillborn += 1;
-                if shared.stillborn(process.overdue) {
-                    break;
+        let failure = match fork(&shared, index, &events).await {
+            Fork::Child(mut process) => match process.serve().await {
+                End::Leaving => {
+                    process.leaving_until = Some(Instant::now() + LEAVING);
+                    seen_off.spawn(async move {
+                        process.serve().await;
+                    });
+                    None
                 }
-                let wait = back_off(stillborn, Duration::from_millis(50), Duration::from_secs(1));
-                tokio::select! {
-                    () = tokio::time::sleep(wait) => {}
-                    () = shared.stopping.cancelled() => {}
-                }
-            }
-            End::NoZygote => break,
-        }
+                End::Dead { stillborn: false } => None,
+                End::Dead { stillborn: true } if process.overdue => Some(Failure::Overdue),
+                End::Dead { stillborn: true } => Some(Failure::Stillborn),
+                End::NoZygote => break,
+            },
+            Fork::Refused => Some(Failure::Stillborn),
+            Fork::Over => break,
+        };
         while seen_off.try_join_next().is_some() {}
+        let Some(failure) = failure else {
+            failures = 0;
+            continue;
+        };
+        failures += 1;
+        if shared.failed(failure, failures) {
+            break;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(back_off(failures, Duration::from_millis(50), Duration::from_secs(5))) => {}
+            () = shared.stopping.cancelled() => {}
+        }
     }
     while seen_off.join_next().await.is_some() {}
     shared.slots().forget(index);
 }
 
-/// Asks the zygote for a child. None: it cannot be had, and will not be.
-async fn fork(shared: &Arc<Shared>, index: u32, events: &mpsc::Sender<Event>) -> Option<Process> {
+/// Why a place has no child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// It died before it was up, or could not be forked.
+    Stillborn,
+    /// It was not up in time and was killed.
+    Overdue,
+}
+
+/// What came of asking for a child.
+enum Fork {
+    Child(Box<Process>),
+    /// There is no memory or process to be had for it now.
+    Refused,
+    /// There will be none any more.
+    Over,
+}
+
+/// Asks the zygote for a child.
+async fn fork(shared: &Arc<Shared>, index: u32, events: &mpsc::Sender<Event>) -> Fork {
     let number = shared.next_number();
     let (ours, theirs) = match std::os::unix::net::UnixStream::pair() {
         Ok(pair) => pair,
-        Err(error) => {
-            shared.broken(format!("cannot make a socket for a child: {error}"));
-            return None;
-        }
+        Err(error) => return refused(&error),
     };
     let (sender, mut reports) = mpsc::unbounded_channel();
     shared.slots().starting(index, number);
     let request = Command::Fork { number, index, socket: OwnedFd::from(theirs), reports: sender };
-    shared.commands.send(request).ok()?;
-    let pid = match reports.recv().await? {
-        Report::Forked { pid } => pid,
-        Report::Failed { errno } => {
-            let error = io::Error::from_raw_os_error(errno);
-            tracing::error!(target: "celery.pool", "Cannot fork a child: {error}");
-            shared.broken(format!("cannot fork a child: {error}"));
-            return None;
-        }
-        Report::Signalled | Report::Exited { .. } => return None,
+    if shared.commands.send(request).is_err() {
+        return Fork::Over;
+    }
+    let pid = match reports.recv().await {
+        Some(Report::Forked { pid }) => pid,
+        Some(Report::Failed { errno }) => return refused(&io::Error::from_raw_os_error(errno)),
+        Some(Report::Signalled | Report::Exited { .. }) | None => return Fork::Over,
     };
     let stream = ours.set_nonblocking(true).and_then(|()| UnixStream::from_std(ours));
     let (socket, write) = match stream {
         Ok(stream) => stream.into_split(),
-        Err(error) => {
-            shared.broken(format!("cannot use the socket of a child: {error}"));
-            return None;
-        }
+        // With its socket closed the child leaves by itself.
+        Err(error) => return refused(&error),
     };
     let link = Arc::new(Link::new(write));
     shared.slots().forked(index, number, pid, Arc::clone(&link), Instant::now() + shared.up_within);
-    Some(Process {
+    Fork::Child(Box::new(Process {
         shared: Arc::clone(shared),
         index,
         number,
@@ -214,7 +229,12 @@ async fn fork(shared: &Arc<Shared>, index: u32, events: &mpsc::Sender<Event>) ->
         unread: false,
         overdue: false,
         killed: false,
-    })
+    }))
+}
+
+fn refused(error: &io::Error) -> Fork {
+    tracing::error!(target: "celery.pool", "Cannot start a worker process: {error}");
+    Fork::Refused
 }
 
 impl Process {

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::ipc::ToChild;
-use super::process::keep;
+use super::process::{Failure, keep};
 use super::slots::{Slots, Wear};
 use super::zygote::{self, Command, Number, Scope, Zygote, ZygoteHandle};
 use super::{EVENT_CAPACITY, Event, Interrupt, Job, JobId, Pool, PoolConfig, Running, SlotId, StoreId};
@@ -24,8 +24,8 @@ use crate::error::Error;
 const HARD_GRACE: Duration = Duration::from_millis(100);
 /// Between the signal of a terminated task and KILL: its `finally` blocks run.
 const TERMINATE_GRACE: Duration = Duration::from_secs(5);
-/// So many children in a row that die before they are up mean that none will live.
-const STILLBORN: u32 = 20;
+/// A place that has failed so often in a row, half a minute with the waits between, will go on failing.
+const FAILURES: u32 = 12;
 
 /// What the tasks of a pool share.
 pub(super) struct Shared {
@@ -35,7 +35,6 @@ pub(super) struct Shared {
     pub(super) stopping: CancellationToken,
     pub(super) up_within: Duration,
     numbers: AtomicU32,
-    stillborn: AtomicU32,
     lived: AtomicBool,
     trouble: Mutex<Option<String>>,
     troubled: CancellationToken,
@@ -66,20 +65,19 @@ impl Shared {
 
     /// A child is up: children can live here.
     pub(super) fn up(&self) {
-        self.stillborn.store(0, Ordering::Relaxed);
         self.lived.store(true, Ordering::Relaxed);
     }
 
-    /// A child died before it was up; `overdue`: we killed it. `true`: no use to try again.
-    pub(super) fn stillborn(&self, overdue: bool) -> bool {
-        let deaths = self.stillborn.fetch_add(1, Ordering::Relaxed) + 1;
-        // One that was only slow, on a busy machine perhaps, may make it the next time.
-        if !overdue && !self.lived.load(Ordering::Relaxed) {
+    /// A place has failed so many times in a row to have a child. `true`: no use to try again.
+    pub(super) fn failed(&self, failure: Failure, times: u32) -> bool {
+        // At the start it is the app's fault, and known at once; but one that was only slow, on a busy machine
+        // perhaps, may make it the next time.
+        if failure == Failure::Stillborn && !self.lived.load(Ordering::Relaxed) {
             self.broken("Could not start worker processes".to_owned());
             return true;
         }
-        if deaths >= STILLBORN {
-            self.broken(format!("{deaths} worker processes in a row died before they were up"));
+        if times >= FAILURES {
+            self.broken(format!("a worker process could not be started {times} times in a row"));
             return true;
         }
         false
@@ -120,7 +118,6 @@ pub fn start(config: &PoolConfig, zygote: ZygoteHandle, tracker: &TaskTracker) -
         stopping: CancellationToken::new(),
         up_within: Duration::from_secs_f64(config.proc_alive_timeout.clamp(0.1, 86_400.0)),
         numbers: AtomicU32::new(0),
-        stillborn: AtomicU32::new(0),
         lived: AtomicBool::new(false),
         trouble: Mutex::new(None),
         troubled: CancellationToken::new(),

@@ -426,6 +426,17 @@ async fn a_first_child_that_is_only_slow_is_given_another_chance() {
 }
 
 #[tokio::test]
+async fn a_child_that_cannot_be_forked_now_is_asked_for_again() {
+    let mut stage = Stage::new(&config(1));
+    let child = stage.up().await;
+    stage.zygote.died(child, -9).await;
+    stage.down().await;
+    let Asked::Fork { number, .. } = stage.zygote.asked().await else { panic!() };
+    stage.zygote.report(2, number, 12).await;
+    assert_eq!(stage.up().await.number, number + 1);
+}
+
+#[tokio::test]
 async fn a_thousand_children_can_be_asked_for_before_one_is_forked() {
     let mut stage = Stage::new(&config(1000));
     let mut children = Vec::new();
