@@ -70,7 +70,7 @@ def run(worker_name):
             answered = "timed out"
         print("$ kill -TERM the worker", flush=True)
         stopped = stop_worker(worker)
-        left = list(Path(folder, "queue").iterdir())
+        left = list(Path(folder, "queue").glob("*.msg"))
     print(f"  it ended with status {stopped}; messages left in the queue: {len(left)}")
     if answered == 0 and stopped == 0 and not left:
         print("All answers were right.")

@@ -62,6 +62,15 @@ pub enum BrokerError {
 }
 
 impl BrokerError {
+    /// What happened, without the address, for lines that name it themselves.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Connection { reason, .. } | Self::Refused { reason, .. } | Self::Address { reason, .. } => {
+                reason
+            }
+        }
+    }
+
     /// Whether connecting again may help.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Connection { .. })

@@ -1,4 +1,90 @@
-//! celeriac: the Celery worker, rebuilt in Rust.
+//! celeriac: the Celery worker, rebuilt in Rust. This page is its architecture.
+//!
+//! # The picture
+//!
+//! ```text
+//! celeriac -A proj worker …            CPython; the pid that a service manager sees
+//!   python/celeriac/cli.py, worker.py    finds the app, runs Celery's own start-up, forks the zygote, then becomes
+//!   ├─ supervisor                        this crate: one thread with a tokio runtime; Python's main thread serves hooks
+//!   └─ zygote (python/celeriac/zygote.py)  one thread, the app imported, memory frozen; forks, reaps, reports
+//!        └─ children (python/celeriac/child.py)  decode, run Celery's tracer, answer with the outcome
+//! ```
+//!
+//! A process that has threads never forks: the zygote is there before the runtime is. The supervisor decodes no body
+//! and runs no task; nothing on the path of a healthy task takes its GIL.
+//!
+//! # The way of a task
+//!
+//! A [`broker::Session`] gives deliveries. [`worker::dispatch`] judges each by its headers: refused (the parent
+//! reports, then settles) or a request. A request waits for its `eta` (parked in the broker where it can be), for its
+//! turn under a rate limit, or for an idle slot; only idle slots take jobs, so nothing waits behind a long task. The
+//! [`pool`] writes a frame to the child and reports what comes back: accepted, results to store, the outcome.
+//! [`worker::acks`] alone decides what the broker is told, after results are written and the parent has reported what
+//! no child could. Settlements, results and frames travel in batches of whatever is ready; a lone one is never held
+//! back.
+//!
+//! # What always holds
+//!
+//! - A message is in its queue, or recorded as unacknowledged, or settled. On Redis one script takes and records it
+//!   under a tag that only this worker has; an acknowledgement deletes only that tag.
+//! - Early acks follow the child's word that it decoded the task, late ones the stored result. A crash repeats work,
+//!   it never loses it.
+//! - What a worker holds on Redis it keeps alive; what a dead worker held comes back in seconds.
+//! - A lost connection leaves nothing behind but the bookkeeping of deliveries; outcomes wait for the next.
+//! - Whatever arrives on a queue gets one log line and one settlement; wire data cannot panic.
+//! - A [`broker::Handle`] settles its delivery once. Dropped unsettled, it logs a bug and leaves the message to the
+//!   broker.
+//!
+//! # The map
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`protocol`] | bytes to types: messages, protocol 1, times, Python's JSON and `repr`, result documents; no I/O |
+//! | [`broker`] | the trait, sessions, topology, the failover list; `redis`, `amqp`, `filesystem`, `memory` |
+//! | [`backend`] | the trait and the result backends |
+//! | [`pool`] | slots, frames (`ipc`), children and the zygote's end (`processes`) |
+//! | [`worker`] | the loop (`consumer`, `outcomes`), its link to the broker, dispatch, acks, schedule, stopping |
+//! | [`control`], [`cluster`] | remote control as a table of commands; the logical clock |
+//! | [`native`] | tasks as async Rust functions, and the worker that runs them without Python |
+//! | [`cli`] | the command line as a table of flags |
+//! | [`logging`] | the line of a received task, where Python's logging need not see it |
+//! | [`config`] | all that a worker is told before it starts, checked once |
+//! | `python` | the border: hooks, the child's end of the frames, the bridge to kombu; `pyo3` is named nowhere else |
+//!
+//! Without the feature `python` the crate builds and passes its tests with no interpreter present.
+//!
+//! # The ladder
+//!
+//! Every concern has a native rung and one that calls Celery's or kombu's own objects; the choice is made once, at the
+//! start, per app (python/celeriac/ladder.py), and `celeriac -A proj doctor` shows it with its reason. Tasks run
+//! through Celery's tracer, looked up by attribute, so that integrations that replace it work.
+//!
+//! # Decisions that cost something
+//!
+//! - **Waking on Redis without taking.** A blocking pop loses the message when its reply is lost, and a blocking move
+//!   watches one list only. The session asks the server to be told when its lists change (client tracking) and then
+//!   claims by script. Every idle worker is woken by a message; one gets it.
+//! - **Fresh tags.** kombu keeps a message's tag through redelivery, so a late acknowledgement of the first holder
+//!   deletes the second holder's record. Ours records every claim anew, and for the queue it was taken from.
+//! - **Parked `eta`.** A far `eta` stays in `unacked` with the score `eta - visibility_timeout`: it takes no prefetch,
+//!   and were all our workers to die a Python worker restores it in time.
+//! - **Accepted means decoded.** The child reports a job as accepted after it decoded the body, so that a bad body is
+//!   settled as Celery settles it although the supervisor never looks into one.
+//! - **Failures of the parent in Python.** A lost child, a hard limit, a revoked or unknown task are reported through
+//!   Celery's own `Request` and backend on the main thread: rare, and right for every backend.
+//!
+//! # Glossary
+//!
+//! | word | is |
+//! |---|---|
+//! | message | headers, properties and body as they travel |
+//! | delivery | a message with the handle that settles it, once |
+//! | request | a delivery accepted for a known task |
+//! | job | a request handed to the pool |
+//! | slot | the right to run one task |
+//! | outcome | how a task ended, as data |
+//! | settlement | what the broker is told |
+//! | incident | what the parent reports because no child will |
 
 pub mod backend;
 pub mod broker;
@@ -8,6 +94,7 @@ pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod error;
+pub mod logging;
 pub mod native;
 pub mod pool;
 pub mod protocol;

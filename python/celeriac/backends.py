@@ -101,6 +101,8 @@ def decide(app: Any, *, broker_native: bool = True) -> Rung:
         if conf.broker_write_url != conf.broker_read_url:
             return Rung(False, "rpc results go to broker_write_url, the supervisor consumes broker_read_url")
         return Rung(True, "written by the supervisor through its broker connection")
+    if app.conf.get("result_compression"):
+        return Rung(False, "result_compression hides whether a stored result is a success")
     if not isinstance(url, str) or "://" not in url:
         return Rung(False, f"the address of the result backend ({url!r}) is no URL")
     if name[1] == "RedisBackend":

@@ -80,6 +80,10 @@ class Hooks:
                 )
             case "heartbeat":
                 signals.heartbeat_sent.send(sender=self.worker.consumer)
+            case "listening":
+                self.worker.listening()
+            case "children":
+                self.worker.pool.pids = fields
             case "say":
                 say(fields, sys.__stdout__)
             case "cry":

@@ -12,13 +12,9 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import billiard
+from billiard import common as billiard_common
 from billiard import util as billiard_util
-from billiard.common import (
-    clear_terminate_handler_fired,
-    human_status,
-    reset_signals,
-    terminate_handler_fired,
-)
+from billiard.common import human_status, reset_signals
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery import platforms, signals
 from celery._state import _set_task_join_will_block
@@ -70,8 +66,8 @@ def _prefork(plan: Plan, number: int, index: int, descriptor: int) -> int:
 
 
 def _prefork_body(plan: Plan, descriptor: int) -> None:
-    clear = clear_terminate_handler_fired
-    clear()
+    # Billiard's mark that its handler of TERM has run; 4.3 has functions for it, 4.2 has not.
+    billiard_common._should_have_exited[0] = False
     for name in ("SIGQUIT", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     pipe = ChildPipe(descriptor, watch_memory=plan.watch_memory)
@@ -287,7 +283,7 @@ class Lane:
 
     def escaped(self, number: int, task: Any, request: dict[str, Any], exc: BaseException) -> int | None:
         """Accounts for what the tracer let through."""
-        if terminate_handler_fired():
+        if billiard_common._should_have_exited[0]:
             # We were told to die and the task did not finish: the supervisor knows why.
             raise exc
         # Other tasks run in a process of threads: one of them cannot end it.

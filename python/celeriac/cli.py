@@ -97,6 +97,7 @@ def _run(line: dict[str, Any]) -> int:
     parsed = _read(
         _core.parse_command(line["command"], line["arguments"], _environment(), json.dumps(_options_of(app)))
     )
+    _refuse_green_pool(app)
     # Read again by the options of Celery's command: they know the defaults, the settings and the app's own.
     words = [word for word in line["arguments"] if word != "--json"]
     context.command.parse_args(context, words)
@@ -151,6 +152,14 @@ def _options_of(app: celery.Celery) -> list[dict[str, Any]]:
         for option in added
         if isinstance(option, click.Option)
     ]
+
+
+def _refuse_green_pool(app: celery.Celery) -> None:
+    from celeriac import ladder
+
+    reasons = ladder.refused_pool_setting(app)
+    if reasons:
+        raise ladder.Refused(reasons)
 
 
 def _refuse_other_worker(app: celery.Celery) -> None:

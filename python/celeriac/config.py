@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -20,7 +20,7 @@ from kombu.serialization import prepare_accept_content, registry
 from kombu.transport.base import to_rabbitmq_queue_arguments
 from kombu.utils.url import url_to_parts
 
-from celeriac import ladder
+from celeriac import ladder, lines
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -55,6 +55,7 @@ def build(worker: Worker) -> dict[str, Any]:
         "shutdown": shutdown(worker),
         "control": control(app),
         "heartbeat": heartbeat(worker),
+        "lines": lines.config(),
         "log_info": wants_lines(logging.INFO),
         "log_debug": wants_lines(logging.DEBUG),
     }
@@ -330,10 +331,16 @@ def control(app: Celery) -> dict[str, Any] | None:
 
 
 def timezone(app: Celery) -> str:
-    """The name of the app's time zone; `local` for the machine's where it has no name."""
+    """A name of the time zone database for the app's time zone."""
     zone = app.timezone
-    name = getattr(zone, "key", None) or str(zone)
-    return name if "/" in name or name == "UTC" else "local" if "Local" in name else name
+    name: str | None = getattr(zone, "key", None)
+    if name:
+        return name
+    hours = (zone.utcoffset(datetime.now()) or timedelta()) / timedelta(hours=1)
+    if hours != int(hours):
+        raise ladder.Refused([f"timezone {zone} has no name of its own: set one, as 'Asia/Kolkata'."])
+    # The signs of these names are those of POSIX: Etc/GMT-2 is two hours ahead.
+    return f"Etc/GMT{-int(hours):+d}" if hours else "UTC"
 
 
 def _options(options: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -148,7 +148,9 @@ def _continuations(app: Celery) -> Decision:
 
 
 def _logging() -> Decision:
-    reasons = ["records go through Python's logging"]
+    reasons = [
+        "records go through Python's logging, but for the line of a received task where no handler of the app sees it"
+    ]
     for name in ("setup_logging", "after_setup_logger", "after_setup_task_logger"):
         reasons += [f"{name} has a receiver: {receiver}" for receiver in receivers(getattr(signals, name))]
     return Decision("logging", "python", reasons)
@@ -207,6 +209,14 @@ def refused_options(options: Mapping[str, Any]) -> list[str]:
     plain = {name: value for name, value in options.items() if isinstance(value, (str, int, float, list, tuple, bool))}
     reason = _core.refuse_options(json.dumps(plain))
     return [reason] if reason else []
+
+
+def refused_pool_setting(app: Celery) -> list[str]:
+    """A green pool in the settings, asked before anybody imports it."""
+    pool = app.conf.worker_pool
+    if pool in ("gevent", "eventlet"):
+        return [f"worker_pool is {pool}, which is not supported by celeriac yet: use threads, or {RUN_CELERY}."]
+    return []
 
 
 def refused_app(worker: Worker) -> list[str]:

@@ -213,8 +213,10 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
     core_config: dict[str, Any] | None = None
     #: What `celeriac.zygote.start` gave.
     zygote: zygote.Zygote | None = None
-    #: Signals that came before the core listened, in order; the bridge hands them to it.
+    #: Signals that came before the core was started, in order.
     early_signals: list[str]
+    #: Whether signals reach the core.
+    core_listens = False
 
     class Blueprint(apps_worker.Worker.Blueprint):  # type: ignore[misc]
         """Celery's worker steps and the app's, with ours in the place of three."""
@@ -274,7 +276,15 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
             signal.signal(getattr(signal, name), self._note_signal)
 
     def _note_signal(self, number: int, frame: object) -> None:
-        self.early_signals.append(signal.Signals(number).name)
+        # Rust's handlers call this one too: once the core listens there is nothing to note.
+        if not self.core_listens:
+            self.early_signals.append(signal.Signals(number).name)
+
+    def listening(self) -> None:
+        """The core has its handlers: it is told what came while it started."""
+        self.core_listens = True
+        for name in self.early_signals:
+            os.kill(os.getpid(), getattr(signal, name))
 
     def stopped_early(self) -> WorkerShutdown:
         """Told to stop before the core ran: it need not start. Exit statuses as the core's."""

@@ -86,6 +86,8 @@ def start(plan: Plan) -> Zygote:
     """Forks the zygote. To be called before the process has threads, and after the app is fully set up."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     gc.collect()
+    # The app may have frozen its heap itself, and thaws it when it sees fit.
+    frozen = gc.get_freeze_count()
     gc.freeze()
     _flush()
     supervisor = os.getpid()
@@ -94,7 +96,8 @@ def start(plan: Plan) -> Zygote:
     pid = os.fork()
     if pid:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        gc.unfreeze()
+        if not frozen:
+            gc.unfreeze()
         theirs.close()
         return Zygote(pid, ours.detach())
     _run(plan, supervisor, mask, ours, theirs)
@@ -113,7 +116,7 @@ def _run(
         platforms.set_pdeathsig("SIGKILL")
         if os.getppid() == supervisor:
             ours.close()
-            platforms.set_process_title("celeryd", info=f"{plan.hostname}:zygote")
+            platforms.set_process_title(f"celeryd: {plan.hostname}:zygote")
             warm(plan.app, plan.hostname)
             gc.collect()
             gc.freeze()

@@ -362,12 +362,13 @@ impl Consumer {
     }
 
     fn room(&self, state: &State) -> usize {
-        let held =
-            state.held.values().filter(|held| held.worker == self.worker.number && !held.parked).count();
         match (self.paused, self.prefetch) {
             (true, _) => 0,
             (false, 0) => BATCH,
-            (false, prefetch) => prefetch.saturating_sub(held).min(BATCH),
+            (false, prefetch) => {
+                let mine = |held: &&Held| held.worker == self.worker.number && !held.parked;
+                prefetch.saturating_sub(state.held.values().filter(mine).count()).min(BATCH)
+            }
         }
     }
 

@@ -341,16 +341,14 @@ pub const WORKER: &[Flag] = &[
         name: "without_heartbeat",
         spellings: &["--without-heartbeat"],
         reading: Reading::Switch,
-        help: "Send no heartbeat events",
-        effect: Effect::Moot("celeriac sends no events yet"),
+        help: "Send no heartbeats",
         ..FEATURES
     },
     Flag {
         name: "heartbeat_interval",
         spellings: &["--heartbeat-interval"],
         reading: Reading::Integer,
-        help: "Seconds between heartbeat events",
-        effect: Effect::Moot("celeriac sends no events yet"),
+        help: "Seconds between heartbeats",
         ..FEATURES
     },
     Flag {

@@ -11,7 +11,6 @@ mod values;
 
 use std::collections::HashMap;
 
-use clap::Command;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -115,6 +114,7 @@ pub fn command(
         Ok(options) => options,
         Err(problem) => return usage::wrong(&problem, Some(name)),
     };
+    // The doctor lists what would be refused instead.
     if name == "worker"
         && let Some(problem) = refusal(&options)
     {
@@ -154,11 +154,6 @@ pub fn reference() -> String {
 
 fn takes_value(flag: &Flag) -> bool {
     !matches!(flag.reading, Reading::Switch)
-}
-
-/// The parser of the whole command line, for shell completion and tests.
-pub fn parser() -> Command {
-    usage::global_parser()
 }
 
 #[cfg(test)]

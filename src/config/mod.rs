@@ -9,6 +9,7 @@ use crate::backend::BackendConfig;
 use crate::broker::topology::Queue;
 use crate::broker::{BrokerConfig, Control};
 use crate::error::Error;
+use crate::logging::LineConfig;
 use crate::pool::PoolConfig;
 
 /// All that the worker is told before it starts.
@@ -55,6 +56,9 @@ pub struct Config {
     /// Seconds between `heartbeat_sent` signals; none: nobody listens, or heartbeats are off.
     #[serde(default)]
     pub heartbeat: Option<f64>,
+    /// How the lines of received tasks are written without Python; none: through its logging.
+    #[serde(default)]
+    pub lines: Option<LineConfig>,
     /// Whether INFO lines are wanted at all, so that none are built in vain.
     #[serde(default)]
     pub log_info: bool,

@@ -39,7 +39,11 @@ impl Hooks for NativeHooks {
                 tracing::info!(target: "celery.worker", "worker: {how} shutdown ({})", self.node);
             }
             Notice::Say(text) => tracing::warn!(target: "celery.worker", "{}", text.trim()),
-            Notice::Connected { .. } | Notice::Heartbeat | Notice::Cry => {}
+            Notice::Listening
+            | Notice::Connected { .. }
+            | Notice::Children(_)
+            | Notice::Heartbeat
+            | Notice::Cry => {}
         }
     }
 

@@ -125,78 +125,97 @@ struct Process {
     leaving_until: Option<Instant>,
     /// The kernel says that the child was gone with something of ours unread.
     unread: bool,
+    /// It was killed because it was not up in time.
+    overdue: bool,
+    /// KILL is on its way; nothing more can be done.
+    killed: bool,
 }
 
 /// Keeps a child at a place for as long as one is wanted there.
 pub(super) async fn keep(shared: Arc<Shared>, index: u32, events: mpsc::Sender<Event>) {
     let mut seen_off = JoinSet::new();
-    let mut stillborn = 0;
+    let mut failures = 0;
     while shared.slots().wanted(index) {
-        let Some(mut process) = fork(&shared, index, &events).await else { break };
-        let end = process.serve().await;
-        match end {
-            End::Leaving => {
-                stillborn = 0;
-                process.leaving_until = Some(Instant::now() + LEAVING);
-                seen_off.spawn(async move {
-                    process.serve().await;
-                });
-            }
-            End::Dead { stillborn: false } => stillborn = 0,
-            End::Dead { stillborn: true } => {
-                stillborn += 1;
-                if shared.stillborn() {
-                    break;
+        let failure = match fork(&shared, index, &events).await {
+            Fork::Child(mut process) => match process.serve().await {
+                End::Leaving => {
+                    process.leaving_until = Some(Instant::now() + LEAVING);
+                    seen_off.spawn(async move {
+                        process.serve().await;
+                    });
+                    None
                 }
-                let wait = back_off(stillborn, Duration::from_millis(50), Duration::from_secs(1));
-                tokio::select! {
-                    () = tokio::time::sleep(wait) => {}
-                    () = shared.stopping.cancelled() => {}
-                }
-            }
-            End::NoZygote => break,
-        }
+                End::Dead { stillborn: false } => None,
+                End::Dead { stillborn: true } if process.overdue => Some(Failure::Overdue),
+                End::Dead { stillborn: true } => Some(Failure::Stillborn),
+                End::NoZygote => break,
+            },
+            Fork::Refused => Some(Failure::Stillborn),
+            Fork::Over => break,
+        };
         while seen_off.try_join_next().is_some() {}
+        let Some(failure) = failure else {
+            failures = 0;
+            continue;
+        };
+        failures += 1;
+        if shared.failed(failure, failures) {
+            break;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(back_off(failures, Duration::from_millis(50), Duration::from_secs(5))) => {}
+            () = shared.stopping.cancelled() => {}
+        }
     }
     while seen_off.join_next().await.is_some() {}
     shared.slots().forget(index);
 }
 
-/// Asks the zygote for a child. None: it cannot be had, and will not be.
-async fn fork(shared: &Arc<Shared>, index: u32, events: &mpsc::Sender<Event>) -> Option<Process> {
+/// Why a place has no child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// It died before it was up, or could not be forked.
+    Stillborn,
+    /// It was not up in time and was killed.
+    Overdue,
+}
+
+/// What came of asking for a child.
+enum Fork {
+    Child(Box<Process>),
+    /// There is no memory or process to be had for it now.
+    Refused,
+    /// There will be none any more.
+    Over,
+}
+
+/// Asks the zygote for a child.
+async fn fork(shared: &Arc<Shared>, index: u32, events: &mpsc::Sender<Event>) -> Fork {
     let number = shared.next_number();
     let (ours, theirs) = match std::os::unix::net::UnixStream::pair() {
         Ok(pair) => pair,
-        Err(error) => {
-            shared.broken(format!("cannot make a socket for a child: {error}"));
-            return None;
-        }
+        Err(error) => return refused(&error),
     };
     let (sender, mut reports) = mpsc::unbounded_channel();
     shared.slots().starting(index, number);
     let request = Command::Fork { number, index, socket: OwnedFd::from(theirs), reports: sender };
-    shared.commands.send(request).ok()?;
-    let pid = match reports.recv().await? {
-        Report::Forked { pid } => pid,
-        Report::Failed { errno } => {
-            let error = io::Error::from_raw_os_error(errno);
-            tracing::error!(target: "celery.pool", "Cannot fork a child: {error}");
-            shared.broken(format!("cannot fork a child: {error}"));
-            return None;
-        }
-        Report::Signalled | Report::Exited { .. } => return None,
+    if shared.commands.send(request).is_err() {
+        return Fork::Over;
+    }
+    let pid = match reports.recv().await {
+        Some(Report::Forked { pid }) => pid,
+        Some(Report::Failed { errno }) => return refused(&io::Error::from_raw_os_error(errno)),
+        Some(Report::Signalled | Report::Exited { .. }) | None => return Fork::Over,
     };
     let stream = ours.set_nonblocking(true).and_then(|()| UnixStream::from_std(ours));
     let (socket, write) = match stream {
         Ok(stream) => stream.into_split(),
-        Err(error) => {
-            shared.broken(format!("cannot use the socket of a child: {error}"));
-            return None;
-        }
+        // With its socket closed the child leaves by itself.
+        Err(error) => return refused(&error),
     };
     let link = Arc::new(Link::new(write));
     shared.slots().forked(index, number, pid, Arc::clone(&link), Instant::now() + shared.up_within);
-    Some(Process {
+    Fork::Child(Box::new(Process {
         shared: Arc::clone(shared),
         index,
         number,
@@ -208,7 +227,14 @@ async fn fork(shared: &Arc<Shared>, index: u32, events: &mpsc::Sender<Event>) ->
         buffer: BytesMut::with_capacity(READ),
         leaving_until: None,
         unread: false,
-    })
+        overdue: false,
+        killed: false,
+    }))
+}
+
+fn refused(error: &io::Error) -> Fork {
+    tracing::error!(target: "celery.pool", "Cannot start a worker process: {error}");
+    Fork::Refused
 }
 
 impl Process {
@@ -216,8 +242,10 @@ impl Process {
     async fn serve(&mut self) -> End {
         let mut hung_up: Option<Instant> = None;
         let mut readable = true;
+        let mut stopping = false;
         loop {
             let kill_at = [self.kill_at(), self.leaving_until, hung_up].into_iter().flatten().min();
+            let kill_at = kill_at.filter(|_| !self.killed);
             tokio::select! {
                 read = self.socket.read_buf(&mut self.buffer), if readable => match read {
                     Ok(count) if count > 0 => self.frames().await,
@@ -229,6 +257,8 @@ impl Process {
                 },
                 _ = self.link.socket.writable(), if self.link.has_mail() => self.link.flush(),
                 () = self.link.notify.notified() => self.tell_news().await,
+                // There is a deadline from now on.
+                () = self.shared.stopping.cancelled(), if !stopping => stopping = true,
                 report = self.reports.recv() => match report {
                     Some(Report::Exited { code }) => return self.dead(code).await,
                     Some(Report::Signalled) => self.shared.slots().signalled(self.index, self.number),
@@ -240,7 +270,7 @@ impl Process {
                 },
                 () = sleep_until(kill_at) => {
                     self.kill();
-                    (hung_up, self.leaving_until) = (None, None);
+                    self.killed = true;
                 }
             }
             if self.leaving_until.is_none()
@@ -256,11 +286,17 @@ impl Process {
     }
 
     fn kill_at(&self) -> Option<Instant> {
-        self.shared.slots().kill_at(self.index, self.number)
+        let slots = self.shared.slots();
+        match self.leaving_until {
+            // Not in the books any more, but the deadline of a stop is for all.
+            Some(_) => slots.deadline(),
+            None => slots.kill_at(self.index, self.number),
+        }
     }
 
     fn kill(&mut self) {
         if self.shared.slots().killed(self.index, self.number) {
+            self.overdue = true;
             tracing::error!(
                 target: "celery.pool",
                 "Timed out waiting for UP message from <ForkProcess({}, started daemon)>",

@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::ipc::ToChild;
-use super::process::keep;
+use super::process::{Failure, keep};
 use super::slots::{Slots, Wear};
-use super::zygote::{Command, Number, Scope, Zygote, ZygoteHandle};
+use super::zygote::{self, Command, Number, Scope, Zygote, ZygoteHandle};
 use super::{EVENT_CAPACITY, Event, Interrupt, Job, JobId, Pool, PoolConfig, Running, SlotId, StoreId};
 use crate::error::Error;
 
@@ -24,8 +24,8 @@ use crate::error::Error;
 const HARD_GRACE: Duration = Duration::from_millis(100);
 /// Between the signal of a terminated task and KILL: its `finally` blocks run.
 const TERMINATE_GRACE: Duration = Duration::from_secs(5);
-/// So many children in a row that die before they are up mean that none will live.
-const STILLBORN: u32 = 20;
+/// A place that has failed so often in a row, half a minute with the waits between, will go on failing.
+const FAILURES: u32 = 12;
 
 /// What the tasks of a pool share.
 pub(super) struct Shared {
@@ -35,7 +35,6 @@ pub(super) struct Shared {
     pub(super) stopping: CancellationToken,
     pub(super) up_within: Duration,
     numbers: AtomicU32,
-    stillborn: AtomicU32,
     lived: AtomicBool,
     trouble: Mutex<Option<String>>,
     troubled: CancellationToken,
@@ -66,19 +65,19 @@ impl Shared {
 
     /// A child is up: children can live here.
     pub(super) fn up(&self) {
-        self.stillborn.store(0, Ordering::Relaxed);
         self.lived.store(true, Ordering::Relaxed);
     }
 
-    /// A child died before it was up. `true`: no use to try again.
-    pub(super) fn stillborn(&self) -> bool {
-        let deaths = self.stillborn.fetch_add(1, Ordering::Relaxed) + 1;
-        if !self.lived.load(Ordering::Relaxed) {
+    /// A place has failed so many times in a row to have a child. `true`: no use to try again.
+    pub(super) fn failed(&self, failure: Failure, times: u32) -> bool {
+        // At the start it is the app's fault, and known at once; but one that was only slow, on a busy machine
+        // perhaps, may make it the next time.
+        if failure == Failure::Stillborn && !self.lived.load(Ordering::Relaxed) {
             self.broken("Could not start worker processes".to_owned());
             return true;
         }
-        if deaths >= STILLBORN {
-            self.broken(format!("{deaths} worker processes in a row died before they were up"));
+        if times >= FAILURES {
+            self.broken(format!("a worker process could not be started {times} times in a row"));
             return true;
         }
         false
@@ -119,16 +118,18 @@ pub fn start(config: &PoolConfig, zygote: ZygoteHandle, tracker: &TaskTracker) -
         stopping: CancellationToken::new(),
         up_within: Duration::from_secs_f64(config.proc_alive_timeout.clamp(0.1, 86_400.0)),
         numbers: AtomicU32::new(0),
-        stillborn: AtomicU32::new(0),
         lived: AtomicBool::new(false),
         trouble: Mutex::new(None),
         troubled: CancellationToken::new(),
         kind,
     });
+    let (zygote, orders) = zygote::open(zygote)?;
+    let mut writer = JoinSet::new();
+    writer.spawn(orders.run(inbox));
     let mut keeper = Keeper {
-        zygote: Zygote::new(zygote)?,
+        zygote,
+        writer,
         shared: Arc::clone(&shared),
-        inbox,
         growth,
         places: JoinSet::new(),
         events: sender,
@@ -150,8 +151,9 @@ enum Kind {
 /// Owns the zygote and the tasks of all places.
 struct Keeper {
     zygote: Zygote,
+    /// Passes commands on to the zygote; aborting it hangs up.
+    writer: JoinSet<()>,
     shared: Arc<Shared>,
-    inbox: mpsc::UnboundedReceiver<Command>,
     growth: mpsc::UnboundedReceiver<u32>,
     places: JoinSet<()>,
     events: mpsc::Sender<Event>,
@@ -168,7 +170,6 @@ impl Keeper {
         while !(self.places.is_empty() && (self.shared.stopping.is_cancelled() || !alive)) {
             tokio::select! {
                 () = self.zygote.reports(), if alive => alive = false,
-                Some(command) = self.inbox.recv(), if alive => alive = self.zygote.command(command).await.is_ok(),
                 Some(index) = self.growth.recv() => self.place(index),
                 Some(ended) = self.places.join_next() => self.ended(ended),
                 () = self.shared.stopping.cancelled(), if self.places.is_empty() => {}
@@ -183,6 +184,7 @@ impl Keeper {
         for event in abandoned {
             let _ = self.events.send(event).await;
         }
+        self.writer.shutdown().await;
         self.zygote.end().await;
     }
 
@@ -206,9 +208,9 @@ impl Keeper {
     /// The zygote is dead and its children die with it. This process has threads and must not fork, so the
     /// worker has to end and be started again.
     async fn bury(self) {
-        let Self { zygote, shared, inbox, mut places, events, .. } = self;
+        let Self { zygote, mut writer, shared, mut places, events, .. } = self;
+        writer.shutdown().await;
         // With the zygote go the channels of its reports: every place learns of it.
-        drop(inbox);
         let status = zygote.end().await;
         while places.join_next().await.is_some() {}
         let abandoned = shared.slots().abandoned();

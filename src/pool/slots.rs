@@ -77,8 +77,8 @@ pub(super) struct Slots {
     lanes: u32,
     wear: Wear,
     children: BTreeMap<u32, Child>,
-    /// The pool stops: no place is filled again.
-    closing: bool,
+    /// The pool stops: no place is filled again, and what is left at this time is killed.
+    deadline: Option<Instant>,
     /// Every place, and whether it is to hold a child.
     places: BTreeMap<u32, bool>,
     /// Last in, first out: the child that has just ended a task has the warmest caches.
@@ -94,7 +94,7 @@ impl Slots {
             lanes,
             wear,
             children: BTreeMap::new(),
-            closing: false,
+            deadline: None,
             places: (0..places).map(|index| (index, true)).collect(),
             idle: Vec::new(),
             jobs: HashMap::new(),
@@ -116,7 +116,7 @@ impl Slots {
 
     /// Whether the place is to hold a child.
     pub(super) fn wanted(&self, index: u32) -> bool {
-        !self.closing && self.places.get(&index).copied().unwrap_or(false)
+        self.deadline.is_none() && self.places.get(&index).copied().unwrap_or(false)
     }
 
     /// A child has been asked for.
@@ -310,6 +310,11 @@ impl Slots {
         }
     }
 
+    /// When everything is killed that has not left.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
     /// When the child is to be killed.
     pub(super) fn kill_at(&self, index: u32, number: Number) -> Option<Instant> {
         self.children.get(&index).filter(|child| child.number == number)?.kill_at
@@ -360,7 +365,7 @@ impl Slots {
         for job in child.lanes.into_iter().flatten() {
             self.jobs.remove(&job.id);
             // Never seen by the child: not its victim.
-            if unread && child.last == Some(job.id) && child.doom.is_none() && !self.closing {
+            if unread && child.last == Some(job.id) && child.doom.is_none() && self.deadline.is_none() {
                 self.unread.push_back(job);
                 continue;
             }
@@ -440,7 +445,7 @@ impl Slots {
 
     /// Every child is to leave, and is killed at the deadline.
     pub(super) fn stop(&mut self, deadline: Instant) {
-        self.closing = true;
+        self.deadline = Some(deadline);
         let indexes: Vec<u32> = self.children.keys().copied().collect();
         for index in indexes {
             self.leave(index, Leave::Stop);

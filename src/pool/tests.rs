@@ -417,6 +417,40 @@ async fn a_child_that_does_not_come_up_is_killed_and_replaced() {
 }
 
 #[tokio::test]
+async fn a_first_child_that_is_only_slow_is_given_another_chance() {
+    let mut stage = Stage::new(&PoolConfig { proc_alive_timeout: 0.1, ..config(1) });
+    let slow = stage.zygote.forks().await;
+    assert_eq!(stage.zygote.signal(&slow).await, (9, true));
+    stage.zygote.died(slow, -9).await;
+    assert_eq!(stage.up().await.number, 2);
+}
+
+#[tokio::test]
+async fn a_child_that_cannot_be_forked_now_is_asked_for_again() {
+    let mut stage = Stage::new(&config(1));
+    let child = stage.up().await;
+    stage.zygote.died(child, -9).await;
+    stage.down().await;
+    let Asked::Fork { number, .. } = stage.zygote.asked().await else { panic!() };
+    stage.zygote.report(2, number, 12).await;
+    assert_eq!(stage.up().await.number, number + 1);
+}
+
+#[tokio::test]
+async fn a_thousand_children_can_be_asked_for_before_one_is_forked() {
+    let mut stage = Stage::new(&config(1000));
+    let mut children = Vec::new();
+    for _ in 0..1000 {
+        children.push(stage.zygote.forks().await);
+    }
+    for child in &mut children {
+        child.says(FromChild::Up { pid: 1 }).await;
+        assert!(matches!(stage.event().await, Some(Event::Up { .. })));
+    }
+    assert_eq!(stage.pool.idle(), 1000);
+}
+
+#[tokio::test]
 async fn a_pool_whose_first_child_dies_before_it_is_up_is_broken() {
     let mut stage = Stage::new(&config(1));
     let child = stage.zygote.forks().await;
@@ -548,4 +582,29 @@ async fn a_job_larger_than_the_socket_takes_at_once_arrives_whole() {
     let got = child.hears_job().await;
     assert!(got.body == body);
     assert_eq!(got.body.remaining(), body.len());
+}
+
+#[tokio::test]
+async fn the_deadline_of_a_stop_is_also_that_of_a_child_that_leaves_already() {
+    let mut stage = Stage::new(&PoolConfig { max_tasks_per_child: Some(1), ..config(1) });
+    let mut worn = stage.up().await;
+    stage.pool.submit(job(1)).unwrap();
+    worn.hears_job().await;
+    worn.ends(1, success()).await;
+    stage.ended().await;
+    stage.down().await;
+    let next = stage.up().await;
+    stage.pool.stop(Instant::now() + Duration::from_millis(50));
+    let mut signalled = Vec::new();
+    for _ in 0..2 {
+        let Asked::Signal { number, signal: 9, .. } = stage.zygote.asked().await else { panic!() };
+        stage.zygote.report(3, number, 0).await;
+        signalled.push(number);
+    }
+    signalled.sort_unstable();
+    assert_eq!(signalled, [worn.number, next.number]);
+    stage.zygote.died(worn, -9).await;
+    stage.zygote.died(next, -9).await;
+    stage.down().await;
+    assert!(stage.event().await.is_none());
 }

@@ -11,12 +11,14 @@ use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 
 use crate::error::Error;
@@ -89,38 +91,65 @@ fn report(bytes: &[u8]) -> Option<(Number, Report)> {
     Some((u32::from_le_bytes(word(1)), report))
 }
 
-/// The live zygote: owns the socket and knows whom each report is for.
+/// Who is told of which child.
+type Owners = Arc<Mutex<HashMap<Number, mpsc::UnboundedSender<Report>>>>;
+
+/// The reading end of the live zygote: knows whom each report is for.
 pub(super) struct Zygote {
-    socket: UnixStream,
+    socket: OwnedReadHalf,
     buffer: BytesMut,
     pid: Pid,
-    children: HashMap<Number, mpsc::UnboundedSender<Report>>,
+    owners: Owners,
 }
 
-impl Zygote {
-    pub(super) fn new(handle: ZygoteHandle) -> Result<Self, Error> {
-        let pid = i32::try_from(handle.pid)
-            .ok()
-            .and_then(Pid::from_raw)
-            .ok_or_else(|| Error::Pool(format!("zygote: {} is no pid", handle.pid)))?;
-        let socket = std::os::unix::net::UnixStream::from(handle.socket);
-        let socket = socket
-            .set_nonblocking(true)
-            .and_then(|()| UnixStream::from_std(socket))
-            .map_err(|error| Error::Pool(format!("socket of zygote {}: {error}", handle.pid)))?;
-        Ok(Self { socket, buffer: BytesMut::new(), pid, children: HashMap::new() })
+/// The writing end. Reading must go on while it waits: a zygote that cannot report does not read either.
+pub(super) struct Orders {
+    socket: OwnedWriteHalf,
+    owners: Owners,
+}
+
+/// Takes the zygote over.
+///
+/// # Errors
+/// When the handle is of no use.
+pub(super) fn open(handle: ZygoteHandle) -> Result<(Zygote, Orders), Error> {
+    let pid = i32::try_from(handle.pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| Error::Pool(format!("zygote: {} is no pid", handle.pid)))?;
+    let socket = std::os::unix::net::UnixStream::from(handle.socket);
+    let (read, write) = socket
+        .set_nonblocking(true)
+        .and_then(|()| UnixStream::from_std(socket))
+        .map_err(|error| Error::Pool(format!("socket of zygote {}: {error}", handle.pid)))?
+        .into_split();
+    let owners = Owners::default();
+    let zygote = Zygote { socket: read, buffer: BytesMut::new(), pid, owners: Arc::clone(&owners) };
+    Ok((zygote, Orders { socket: write, owners }))
+}
+
+fn lock(owners: &Owners) -> MutexGuard<'_, HashMap<Number, mpsc::UnboundedSender<Report>>> {
+    owners.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Orders {
+    /// Passes commands on until nobody gives any or the zygote is gone. Dropping it hangs up.
+    pub(super) async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+        while let Some(command) = commands.recv().await {
+            if self.give(command).await.is_err() {
+                // A fork that was not asked for must not be waited for.
+                lock(&self.owners).clear();
+                return;
+            }
+        }
     }
 
-    /// Carries a command out.
-    ///
-    /// # Errors
-    /// When the zygote is gone.
-    pub(super) async fn command(&mut self, command: Command) -> io::Result<()> {
+    async fn give(&mut self, command: Command) -> io::Result<()> {
         match command {
             Command::Fork { number, index, socket, reports } => {
-                self.children.insert(number, reports);
+                lock(&self.owners).insert(number, reports);
                 let bytes = record(1, number, index, 0);
-                let control = &self.socket;
+                let control: &UnixStream = self.socket.as_ref();
                 let sent = control
                     .async_io(Interest::WRITABLE, || {
                         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -139,7 +168,9 @@ impl Zygote {
             }
         }
     }
+}
 
+impl Zygote {
     /// Waits for reports and hands each to the child's owner. Returns only when the zygote is gone.
     ///
     /// # Cancel safety
@@ -156,25 +187,26 @@ impl Zygote {
         }
     }
 
-    fn hand_over(&mut self, bytes: &[u8]) {
+    fn hand_over(&self, bytes: &[u8]) {
         let Some((number, report)) = report(bytes) else {
             tracing::error!(target: "celery.pool", ?bytes, "Unreadable report of the zygote: a bug of celeriac.");
             return;
         };
+        let mut owners = lock(&self.owners);
         // A child whose owner has gone was given up on purpose.
-        if let Some(owner) = self.children.get(&number) {
+        if let Some(owner) = owners.get(&number) {
             let _ = owner.send(report);
         }
         if matches!(report, Report::Failed { .. } | Report::Exited { .. }) {
-            self.children.remove(&number);
+            owners.remove(&number);
         }
     }
 
-    /// Closes the control socket, which ends the zygote and any child left, and reaps it.
-    /// Says how it ended, as Celery words an exit status.
+    /// Waits for the end of a zygote that was hung up on, and reaps it. Says how it ended, as Celery words an
+    /// exit status.
     pub(super) async fn end(self) -> String {
-        let Self { socket, buffer: _, pid, children } = self;
-        drop(children);
+        let Self { socket, buffer: _, pid, owners } = self;
+        lock(&owners).clear();
         drop(socket);
         let reaped = tokio::task::spawn_blocking(move || waitpid(Some(pid), WaitOptions::empty())).await;
         match reaped {

@@ -50,6 +50,8 @@ struct Inbox {
     leave: Option<i32>,
     closed: bool,
     reading: bool,
+    /// Threads that wait for the one that reads; nobody is woken in vain when there are none.
+    waiting: u32,
 }
 
 /// The supervisor's answer to a store: nothing, or what went wrong.
@@ -59,6 +61,24 @@ enum Next {
     Job(Box<Job>),
     Leave(i32),
     Closed,
+}
+
+/// Who is to look at the inbox.
+#[derive(Clone, Copy)]
+enum Wake {
+    /// So many threads: whichever, each finds a job.
+    Some(usize),
+    /// Every thread: something came that only a certain one wants, or that all want.
+    All,
+}
+
+impl Wake {
+    fn and_one(self) -> Self {
+        match self {
+            Self::Some(count) => Self::Some(count + 1),
+            Self::All => Self::All,
+        }
+    }
 }
 
 enum Wait<T> {
@@ -78,27 +98,33 @@ impl Inbox {
         self.closed.then_some(Next::Closed)
     }
 
-    fn sort(&mut self) {
+    /// Sorts the frames that are there; says who is to be woken.
+    fn sort(&mut self) -> Wake {
+        let mut wake = Wake::Some(0);
         loop {
             let frame = match split(&mut self.buffer) {
                 Ok(Some(payload)) => ToChild::decode(payload),
-                Ok(None) => return,
+                Ok(None) => return wake,
                 Err(error) => Err(error),
             };
             match frame {
-                Ok(ToChild::Run(job)) => self.jobs.push_back(*job),
+                Ok(ToChild::Run(job)) => {
+                    self.jobs.push_back(*job);
+                    wake = wake.and_one();
+                }
                 Ok(ToChild::Stored { serial, error }) => {
                     // Nobody waits any more when a soft limit was raised meanwhile.
                     if let Some(answer) = self.stored.get_mut(&serial) {
                         *answer = Some(error);
                     }
+                    wake = Wake::All;
                 }
-                Ok(ToChild::Stop) => self.leave = Some(STOP),
-                Ok(ToChild::Recycle) => self.leave = Some(RECYCLE),
+                Ok(ToChild::Stop) => (self.leave, wake) = (Some(STOP), Wake::All),
+                Ok(ToChild::Recycle) => (self.leave, wake) = (Some(RECYCLE), Wake::All),
                 // Both ends are of one build; a stream that cannot be read is as good as closed.
                 Err(_) => {
                     self.closed = true;
-                    return;
+                    return Wake::All;
                 }
             }
         }
@@ -126,13 +152,20 @@ impl ChildPipe {
     }
 
     fn wait_detached<T>(&self, want: &mut impl FnMut(&mut Inbox) -> Option<T>) -> Wait<T> {
+        self.flush(&mut self.writing());
         let mut inbox = self.inbox();
         loop {
             if let Some(found) = want(&mut inbox) {
+                // Whoever waits next has to read from now on.
+                if !inbox.reading && inbox.waiting > 0 {
+                    self.arrived.notify_one();
+                }
                 return Wait::Done(found);
             }
             if inbox.reading {
+                inbox.waiting += 1;
                 inbox = self.arrived.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+                inbox.waiting -= 1;
                 continue;
             }
             inbox.reading = true;
@@ -142,25 +175,25 @@ impl ChildPipe {
             let read = rustix::io::read(&self.socket, &mut chunk[..]);
             inbox = self.inbox();
             inbox.reading = false;
-            let interrupted = match read {
-                Ok(0) => {
-                    inbox.closed = true;
-                    false
-                }
-                Ok(count) => {
+            let wake = match read {
+                Ok(count) if count > 0 => {
                     inbox.buffer.extend_from_slice(&chunk[..count]);
-                    inbox.sort();
-                    false
+                    inbox.sort()
                 }
-                Err(rustix::io::Errno::INTR) => true,
-                Err(_) => {
+                // Another may read while this one runs the handlers.
+                Err(rustix::io::Errno::INTR) => Wake::Some(1),
+                Ok(_) | Err(_) => {
                     inbox.closed = true;
-                    false
+                    Wake::All
                 }
             };
             inbox.chunk = chunk;
-            self.arrived.notify_all();
-            if interrupted {
+            match wake {
+                _ if inbox.waiting == 0 => {}
+                Wake::Some(count) => (0..count).for_each(|_| self.arrived.notify_one()),
+                Wake::All => self.arrived.notify_all(),
+            }
+            if matches!(read, Err(rustix::io::Errno::INTR)) {
                 return Wait::Interrupted;
             }
         }
@@ -171,12 +204,27 @@ impl ChildPipe {
     }
 
     /// Writes a frame, and those held back before it.
-    fn write(&self, py: Python<'_>, frame: &FromChild) {
+    fn write(&self, py: Python<'_>, frame: &FromChild) -> PyResult<()> {
+        self.own_process()?;
         py.detach(|| {
             let mut out = self.writing();
             frame.encode(&mut out);
             self.flush(&mut out);
         });
+        Ok(())
+    }
+
+    /// A task that forks and lets both sides return has a twin of its child here, which must not speak for it.
+    fn own_process(&self) -> PyResult<()> {
+        let here = std::process::id();
+        if here == self.pid {
+            return Ok(());
+        }
+        Err(pyo3::exceptions::PyRuntimeError::new_err(format!(
+            "process {here} was forked by a task in process {}, whose connection to the worker it cannot use: \
+             leave a forked process with os._exit()",
+            self.pid
+        )))
     }
 
     /// Writes whole frames. A supervisor that is gone is noticed by the next read.
@@ -195,9 +243,9 @@ impl ChildPipe {
         }
     }
 
-    fn ended(&self, py: Python<'_>, job: u64, outcome: Outcome) {
+    fn ended(&self, py: Python<'_>, job: u64, outcome: Outcome) -> PyResult<()> {
         let memory = if self.memory { resident() } else { None };
-        self.write(py, &FromChild::Ended { job, outcome, memory });
+        self.write(py, &FromChild::Ended { job, outcome, memory })
     }
 }
 
@@ -232,13 +280,13 @@ impl ChildPipe {
     }
 
     /// Initialized: takes jobs.
-    fn up(&self, py: Python<'_>) {
-        self.write(py, &FromChild::Up { pid: self.pid });
+    fn up(&self, py: Python<'_>) -> PyResult<()> {
+        self.write(py, &FromChild::Up { pid: self.pid })
     }
 
     /// The next job, as a tuple; the exit status to leave with; or None when the supervisor is gone.
     fn recv<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        py.detach(|| self.flush(&mut self.writing()));
+        self.own_process()?;
         match self.wait(py, Inbox::next)? {
             Next::Job(job) => Ok(Some(job_tuple(py, &job)?.into_any())),
             Next::Leave(status) => Ok(Some(status.into_pyobject(py)?.into_any())),
@@ -247,48 +295,62 @@ impl ChildPipe {
     }
 
     /// The job was decoded and starts.
-    fn accepted(&self, py: Python<'_>, job: u64) {
-        self.write(py, &FromChild::Accepted { job });
+    fn accepted(&self, py: Python<'_>, job: u64) -> PyResult<()> {
+        self.write(py, &FromChild::Accepted { job })
     }
 
     /// It returned.
-    fn succeeded(&self, py: Python<'_>, job: u64, result: String, runtime: f64) {
-        self.ended(py, job, Outcome::Success { result, runtime });
+    fn succeeded(&self, py: Python<'_>, job: u64, result: String, runtime: f64) -> PyResult<()> {
+        self.ended(py, job, Outcome::Success { result, runtime })
     }
 
     /// It raised; the failure is stored.
-    fn failed(&self, py: Python<'_>, job: u64, exception: String, traceback: String, runtime: f64) {
-        self.ended(py, job, Outcome::Failure { exception, traceback, runtime });
+    fn failed(
+        &self,
+        py: Python<'_>,
+        job: u64,
+        exception: String,
+        traceback: String,
+        runtime: f64,
+    ) -> PyResult<()> {
+        self.ended(py, job, Outcome::Failure { exception, traceback, runtime })
     }
 
     /// It asked to be retried; the new message is sent.
-    fn retried(&self, py: Python<'_>, job: u64, exception: String, traceback: String) {
-        self.ended(py, job, Outcome::Retry { exception, traceback });
+    fn retried(&self, py: Python<'_>, job: u64, exception: String, traceback: String) -> PyResult<()> {
+        self.ended(py, job, Outcome::Retry { exception, traceback })
     }
 
     /// It raised `Ignore`.
-    fn ignored(&self, py: Python<'_>, job: u64) {
-        self.ended(py, job, Outcome::Ignored);
+    fn ignored(&self, py: Python<'_>, job: u64) -> PyResult<()> {
+        self.ended(py, job, Outcome::Ignored)
     }
 
     /// It raised `Reject`.
-    fn rejected(&self, py: Python<'_>, job: u64, requeue: bool, exception: String, traceback: String) {
-        self.ended(py, job, Outcome::Rejected { requeue, exception, traceback });
+    fn rejected(
+        &self,
+        py: Python<'_>,
+        job: u64,
+        requeue: bool,
+        exception: String,
+        traceback: String,
+    ) -> PyResult<()> {
+        self.ended(py, job, Outcome::Rejected { requeue, exception, traceback })
     }
 
     /// The body could not be decoded.
-    fn undecodable(&self, py: Python<'_>, job: u64, reason: String) {
-        self.ended(py, job, Outcome::Undecodable { reason });
+    fn undecodable(&self, py: Python<'_>, job: u64, reason: String) -> PyResult<()> {
+        self.ended(py, job, Outcome::Undecodable { reason })
     }
 
     /// The body is no task.
-    fn malformed(&self, py: Python<'_>, job: u64, reason: String) {
-        self.ended(py, job, Outcome::Malformed { reason });
+    fn malformed(&self, py: Python<'_>, job: u64, reason: String) -> PyResult<()> {
+        self.ended(py, job, Outcome::Malformed { reason })
     }
 
     /// The task ended this process, which is about to leave.
-    fn lost(&self, py: Python<'_>, job: u64, status: String) {
-        self.ended(py, job, Outcome::WorkerLost { status });
+    fn lost(&self, py: Python<'_>, job: u64, status: String) -> PyResult<()> {
+        self.ended(py, job, Outcome::WorkerLost { status })
     }
 
     /// Has a result written. With `wait` this returns when it is, or with what went wrong.
@@ -326,12 +388,12 @@ impl ChildPipe {
         }
         // Once it leaves, its place in the pool is another's: nobody would answer.
         if job == 0 && self.inbox().leave.is_some() {
-            self.write(py, &FromChild::Store { job, confirm: None, record });
+            self.write(py, &FromChild::Store { job, confirm: None, record })?;
             return Ok(None);
         }
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
         self.inbox().stored.insert(serial, None);
-        self.write(py, &FromChild::Store { job, confirm: Some(serial), record });
+        self.write(py, &FromChild::Store { job, confirm: Some(serial), record })?;
         let answer = self.wait(py, |inbox| match inbox.stored.get_mut(&serial)?.take() {
             Some(answer) => Some(answer),
             None => inbox.closed.then(|| Some("the worker is gone".to_owned())),

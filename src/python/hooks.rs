@@ -3,7 +3,7 @@
 //! The worker runs on a thread of its own and puts calls into a channel; the main thread, with the GIL released
 //! while it waits, carries them out in order on the hooks object of `python/celeriac/bridge.py`.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::broker::Settlement;
+use crate::logging::{LineConfig, LineWriter};
 use crate::protocol::{DeliveryInfo, Message};
 use crate::worker::hooks::{Hooks, LogRecord, Notice, Report};
 
@@ -33,13 +34,19 @@ pub(super) enum Call {
 /// The worker's side.
 pub(super) struct PyHooks {
     calls: Sender<Call>,
-    wants_received: AtomicBool,
+    wants_received: bool,
+    /// Writes records with data, the lines of received tasks, where Python need not see them.
+    lines: Option<Mutex<LineWriter>>,
 }
 
 /// The channel's two ends.
-pub(super) fn pair(wants_received: bool) -> (PyHooks, Sender<Call>, Receiver<Call>) {
+pub(super) fn pair(
+    wants_received: bool,
+    lines: Option<&LineConfig>,
+) -> (PyHooks, Sender<Call>, Receiver<Call>) {
     let (calls, inbox) = channel();
-    (PyHooks { calls: calls.clone(), wants_received: AtomicBool::new(wants_received) }, calls, inbox)
+    let lines = lines.and_then(LineWriter::new).map(Mutex::new);
+    (PyHooks { calls: calls.clone(), wants_received, lines }, calls, inbox)
 }
 
 #[async_trait]
@@ -49,11 +56,18 @@ impl Hooks for PyHooks {
     }
 
     fn log(&self, record: LogRecord) {
+        if let Some(lines) = &self.lines
+            && record.data.is_some()
+            && let Ok(mut lines) = lines.lock()
+            && lines.info(record.logger, &record.message).is_ok()
+        {
+            return;
+        }
         let _ = self.calls.send(Call::Log(record));
     }
 
     fn wants_received(&self) -> bool {
-        self.wants_received.load(Ordering::Relaxed)
+        self.wants_received
     }
 
     async fn received(&self, message: &Message, info: &DeliveryInfo) {

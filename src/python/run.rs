@@ -41,7 +41,7 @@ pub(super) fn run_worker(
             bridges.into_iter().map(|bridge| kombu_broker(py, bridge)).collect::<PyResult<Vec<_>>>()
         })
         .transpose()?;
-    let (py_hooks, calls, inbox) = pair(wants_received);
+    let (py_hooks, calls, inbox) = pair(wants_received, config.lines.as_ref());
     let most = match (config.log_debug, config.log_info) {
         (true, _) => Level::DEBUG,
         (false, true) => Level::INFO,

@@ -213,13 +213,15 @@ impl Consumer {
                 };
                 tracing::error!(
                     target: "celery.worker.consumer.consumer",
-                    "consumer: Cannot connect to {address}: {error}.\n{then}\n"
+                    "consumer: Cannot connect to {address}: {}.\n{then}\n",
+                    error.reason()
                 );
             }
             LinkEvent::Lost(error) => {
                 tracing::warn!(
                     target: "celery.worker.consumer.consumer",
-                    "consumer: Connection to broker lost. Trying to re-establish the connection... ({error})"
+                    "consumer: Connection to broker lost. Trying to re-establish the connection... ({})",
+                    error.reason()
                 );
                 self.on_lost();
             }

@@ -13,6 +13,8 @@ use crate::protocol::{DeliveryInfo, Message};
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "what", content = "fields", rename_all = "snake_case")]
 pub enum Notice {
+    /// Signals of the process reach the worker from here on.
+    Listening,
     /// Connected; `Connected to …` is logged and `worker.consumer.connection` is there.
     Connected {
         /// Masked address.
@@ -31,6 +33,8 @@ pub enum Notice {
     },
     /// A text for the terminal, past logging, as Celery prints on signals.
     Say(String),
+    /// The processes of the pool changed; these are there now.
+    Children(Vec<u32>),
     /// The interval of `heartbeat_sent` is over.
     Heartbeat,
     /// SIGUSR1: stack traces of all threads to stderr.

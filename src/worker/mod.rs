@@ -97,6 +97,7 @@ pub async fn run(config: Config, parts: Parts) -> Result<Exit, Error> {
     let mut listeners = JoinSet::new();
     if parts.signals {
         signals::listen(&mut listeners, &cause, parts.hooks.clone(), config.shutdown.hup_restarts)?;
+        parts.hooks.notice(hooks::Notice::Listening);
     }
     listeners.spawn({
         let stop = parts.stop.clone();

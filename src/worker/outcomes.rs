@@ -5,7 +5,7 @@ use tokio::sync::mpsc;
 
 use super::acks::{self, Ending, Kill};
 use super::consumer::{Consumer, Reported};
-use super::hooks::{Incident, Report};
+use super::hooks::{Incident, Notice, Report};
 use super::jobs::Limit;
 use super::request::Request;
 use super::results::{Write, Written};
@@ -39,9 +39,13 @@ impl Consumer {
         match event {
             pool::Event::Up { .. } => {
                 self.slots_up += 1;
+                self.hooks.notice(Notice::Children(self.pool.pids()));
                 self.tell_ready();
             }
-            pool::Event::Down { .. } => self.slots_up = self.slots_up.saturating_sub(1),
+            pool::Event::Down { .. } => {
+                self.slots_up = self.slots_up.saturating_sub(1);
+                self.hooks.notice(Notice::Children(self.pool.pids()));
+            }
             pool::Event::Accepted { job } => self.on_accepted(job),
             pool::Event::Store { job, record, confirm } => {
                 if let Some(writes) = &self.writes {
@@ -66,6 +70,12 @@ impl Consumer {
     fn on_accepted(&mut self, id: JobId) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         job.accepted = true;
+        tracing::debug!(
+            target: "celery.worker.request",
+            "Task accepted: {} pid:{}",
+            job.request.human(),
+            job.pid
+        );
         if !job.request.policy.acks_late && !job.acknowledged {
             job.acknowledged = true;
             let tag = job.request.handle.tag();

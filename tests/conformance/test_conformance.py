@@ -48,7 +48,8 @@ def runs(request, tmp_path_factory):
     for configuration in CONFIGURATIONS:
         broker, backend = configuration.split("/")
         folder = tmp_path_factory.mktemp("conformance")
-        urls = ["--broker", rabbitmq.url if broker == "amqp" else "redis://auto"]
+        vhost = f"conformance-{backend}"
+        urls = ["--broker", rabbitmq.add_vhost(vhost) if broker == "amqp" else "redis://auto"]
         urls += ["--backend", "rpc://" if backend == "rpc" else "redis://auto"]
         log = folder / "run.log"
         with log.open("wb") as output:

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use crate::broker::amqp::{AmqpHarness, broker};
 use crate::broker::client::Client;
 use crate::broker::{Harness, id, message};
+use crate::support::rabbitmq::RabbitServer;
 use crate::support::{DEADLINE, python, wait_until};
 
 /// A broker with these settings of Celery's.
@@ -705,4 +706,68 @@ async fn a_queue_that_cannot_be_added_is_left_out_and_the_session_goes_on() {
     assert_eq!(id(&delivery.message), "still consumed");
     client.settle([delivery], Settlement::Ack).await;
     client.close().await;
+}
+
+#[tokio::test]
+async fn while_the_broker_takes_no_messages_deliveries_are_still_settled() {
+    let Some((server, _alone)) = RabbitServer::troubled().await else { return };
+    let harness = AmqpHarness::on(server).await;
+    harness.publish("q", &message("one")).await;
+    let mut client = Client::connect(&*harness.broker(), &harness.consume(&[&harness.queue("q")], 1)).await;
+    let delivery = client.next().await;
+    // The publisher's connection is one that the broker knows to publish.
+    client.send("other", message("before")).await;
+    server.control(&["set_vm_memory_high_watermark", "0"]);
+    let late = client.begin(to("", "q")).await;
+    client.settle([delivery], Settlement::Ack).await;
+    wait_until("the delivery is settled", async || harness.unsettled().await == Some(0)).await;
+    client.expect_quiet("nothing is published").await;
+    server.control(&["set_vm_memory_high_watermark", "0.8"]);
+    timeout(DEADLINE, late).await.expect("the broker takes it in the end").unwrap().unwrap();
+    let delivery = client.next().await;
+    client.settle([delivery], Settlement::Ack).await;
+    client.close().await;
+}
+
+#[tokio::test]
+async fn a_delivery_that_is_held_longer_than_the_broker_allows_costs_the_connection_and_not_the_worker() {
+    let Some((server, _alone)) = RabbitServer::troubled().await else { return };
+    let harness = AmqpHarness::on(server).await;
+    harness.publish("q", &message("one")).await;
+    server.eval("application:set_env(rabbit, consumer_timeout, 300), application:set_env(rabbit, channel_tick_interval, 100).");
+    let consume = harness.consume(&[&harness.queue("q")], 1);
+    let broker = harness.broker();
+    let mut client = Client::connect(&*broker, &consume).await;
+    server.eval("application:set_env(rabbit, consumer_timeout, 1800000), application:set_env(rabbit, channel_tick_interval, 60000).");
+    let held = client.next().await;
+    let error = client.lost().await;
+    assert!(error.is_retryable() && error.to_string().contains("PRECONDITION_FAILED"), "{error}");
+    let mut client = Client::connect(&*broker, &consume).await;
+    let delivery = client.next().await;
+    client.settle([held, delivery], Settlement::Ack).await;
+    client.close().await;
+    assert_eq!(harness.waiting("q").await, 0);
+}
+
+#[tokio::test]
+async fn one_bad_message_does_not_take_those_with_it_that_were_on_their_way() {
+    let Some(harness) = AmqpHarness::start().await else { return };
+    let client = Client::connect(&*harness.broker(), &harness.consume(&[&harness.queue("q")], 1)).await;
+    client.tell(Command::Pause).await;
+    let mut answers = Vec::new();
+    for number in 0..40 {
+        answers.push(
+            client.begin(if number % 10 == 5 { to("no such exchange", "q") } else { to("", "q") }).await,
+        );
+    }
+    for (number, answer) in answers.into_iter().enumerate() {
+        let outcome = timeout(DEADLINE, answer).await.expect("an answer comes").expect("an answer comes");
+        match outcome {
+            Ok(()) => assert_ne!(number % 10, 5),
+            Err(error) => assert!(number % 10 == 5 && !error.is_retryable(), "{number}: {error}"),
+        }
+    }
+    client.close().await;
+    // Each at least once.
+    assert!(harness.waiting("q").await >= 36);
 }

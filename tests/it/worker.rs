@@ -156,6 +156,7 @@ fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
             transport_options: serde_json::Map::new(),
             use_ssl: Value::Null,
             heartbeat: None,
+            lines: None,
             connection_timeout: None,
             retry: true,
             retry_on_startup: true,
@@ -184,6 +185,7 @@ fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
         shutdown: ShutdownConfig::default(),
         control: None,
         heartbeat: None,
+        lines: None,
         log_info: true,
         log_debug: false,
     }

@@ -145,6 +145,15 @@ def make(**settings: Any) -> Celery:
             os._exit(0)
         return os.waitpid(pid, 0)[1]
 
+    @app.task(shared=False, name="twin")
+    def twin(path: str) -> int:
+        pid = os.fork()
+        if pid:
+            os.waitpid(pid, 0)
+        else:
+            atexit.register(Path(path).touch)
+        return pid
+
     @app.task(shared=False, name="pickle_result", bind=True)
     def pickle_result(self: Task) -> str:
         cls = type(pickle.loads(pickle.dumps(self.AsyncResult(self.request.id))).backend)

@@ -268,3 +268,26 @@ def test_the_short_way_to_a_meta_document_is_celerys(state: str, extra: dict[str
 def test_the_short_way_is_taken_for_plain_results_in_utc_only(settings: dict[str, Any], plain: bool) -> None:
     app = pool_app.make(result_backend=REDIS, **settings)
     assert backends._has_plain_meta(app, RedisBackend) is plain
+
+
+def test_threads_that_wait_for_their_stores_get_each_its_own_answer() -> None:
+    app = pool_app.make(result_backend=REDIS)
+    app.finalize()
+    threads = zygote.Plan(app, "celery@test", kind="threads", lanes=4, native_results=True)
+    with Supervisor(threads) as supervisor:
+        child = supervisor.fork()
+        for number in range(1, 5):
+            child.run(number, "update", acks_early=False)
+        serials: dict[int, int] = {}
+        for _ in range(4):
+            _, job, serial, _ = child.expect("store")
+            serials[job] = serial
+        assert sorted(serials) == [1, 2, 3, 4]
+        for job in (4, 2, 3, 1):
+            child.stored(serials[job], f"error {job}")
+            assert child.expect("store")[1] == job
+            number, kind, text, *_ = child.expect("ended")[1:]
+            assert (number, kind, text) == (job, "success", f"'error {job}'")
+        child.run(5, "add", 1, 1, acks_early=False)
+        child.expect("store")
+        assert child.expect("ended")[1] == 5

@@ -116,6 +116,8 @@ def test_the_defaults_are_celery_s(plain):
             "hup_restarts": True,
             "cancel_on_connection_loss": False,
         },
+        "heartbeat": None,
+        "lines": None,
         "log_info": False,
         "log_debug": False,
     }
@@ -158,7 +160,8 @@ def test_queues_are_described_as_kombu_declares_them(rich):
 
 
 def test_tasks_carry_their_own_attributes_and_those_of_the_settings(rich):
-    inherited = {"time_limit": 30, "soft_time_limit": 20}
+    # Before 5.7 the limits of the settings are the pool's alone, `time_limit` beside the tasks.
+    inherited = {"time_limit": 30, "soft_time_limit": 20} if celery.VERSION >= (5, 7) else {}
     assert rich["tasks"]["rich_config.early"] == POLICY | inherited | {
         "acks_on_failure": False,
         "acks_on_timeout": False,
@@ -237,6 +240,28 @@ print(config.broker_urls(app))
     assert python(source).strip() == str(urls)
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("'Asia/Kolkata'", "Asia/Kolkata"),
+        ("None", "UTC"),
+        ("'CET'", "CET"),
+        ("datetime.timezone(datetime.timedelta(hours=2))", "Etc/GMT-2"),
+        ("datetime.timezone(datetime.timedelta(hours=-5))", "Etc/GMT+5"),
+    ],
+)
+def test_a_time_zone_has_a_name_of_the_database(given, name):
+    source = f"""
+import datetime
+from celery import Celery
+from celeriac import config
+app = Celery()
+app.conf.timezone = {given}
+print(config.timezone(app))
+"""
+    assert python(source).strip() == name
+
+
 def test_the_environment_wins_over_the_settings():
     source = """
 from celery import Celery
@@ -260,6 +285,7 @@ print(config.broker_urls(app))
         ("app.tasks['plain_config.add'].Request = 'my.module:Request'", "sets Request to my.module:Request"),
         ("app.conf.worker_consumer = 'my.module:Consumer'", "worker_consumer is my.module:Consumer"),
         ("app.conf.worker_pool = 'celery.concurrency.base:BasePool'", "celery.concurrency.base:BasePool"),
+        ("app.conf.worker_pool = 'gevent'", "worker_pool is gevent"),
         ("app.steps['consumer'].add(Eater)", "Eater consumes messages of its own"),
     ],
 )

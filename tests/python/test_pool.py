@@ -101,7 +101,7 @@ def test_retry_sends_the_new_message_before_it_is_reported(tmp_path: Path) -> No
 def test_reject_says_whether_the_message_goes_back(supervisor: Supervisor, requeue: bool) -> None:
     child = supervisor.fork()
     child.run(1, "reject", requeue)
-    assert child.outcome()[1:4] == ("rejected", requeue, f"reject requeue={requeue}: unwanted")
+    assert child.outcome()[1:4] == ("rejected", requeue, "unwanted")
 
 
 def test_ignore_has_an_outcome_of_its_own(supervisor: Supervisor) -> None:
@@ -317,6 +317,15 @@ def test_no_process_outlives_a_killed_supervisor(pool: str) -> None:
     script.wait()
     script.stdout.close()
     until(lambda: all(map(gone, pids)))
+
+
+def test_a_twin_that_a_task_forked_does_not_speak_for_its_child(supervisor: Supervisor, tmp_path: Path) -> None:
+    child = supervisor.fork()
+    child.run(1, "twin", str(tmp_path / "left"))
+    assert result(child.outcome()) != 0
+    assert (tmp_path / "left").exists()
+    child.run(2, "add", 1, 1)
+    assert child.outcome()[:3] == (2, "success", "2")
 
 
 def test_children_die_with_their_zygote() -> None:

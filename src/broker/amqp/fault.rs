@@ -75,6 +75,11 @@ impl Fault {
         }
     }
 
+    /// Whether the request came too late for its channel, which was closed over an earlier one.
+    pub(super) fn is_late(&self) -> bool {
+        matches!(self, Self::Client(error) if matches!(error.kind(), ErrorKind::InvalidChannelState(..)))
+    }
+
     /// Whether the queue belongs to another connection.
     pub(super) fn is_locked(&self) -> bool {
         matches!(self, Self::Client(error) if soft(error) == Some(AMQPSoftError::RESOURCELOCKED))

@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
+use futures_util::stream::{BoxStream, FuturesUnordered};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot};
@@ -32,14 +32,45 @@ const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 type Sending = Pin<Box<dyn Future<Output = Result<(), Fault>> + Send>>;
-type Confirming = Pin<Box<dyn Future<Output = Result<(), BrokerError>> + Send>>;
+type Request = (Box<Publication>, Answer);
+type Pending = Pin<Box<dyn Future<Output = Done> + Send>>;
+
+/// How publishing ended.
+struct Done {
+    request: Request,
+    outcome: Result<(), Failure>,
+}
+
+struct Failure {
+    /// The broker closed the channel over this message or over another one.
+    refusal: bool,
+    error: BrokerError,
+}
+
+impl Failure {
+    fn of(fault: Fault, address: Option<&Address>) -> Self {
+        let refusal = fault.is_refusal() || fault.is_late();
+        let error = match address {
+            Some(address) => fault.starting(address),
+            None => BrokerError::Connection { address: String::new(), reason: fault.to_string() },
+        };
+        Self { refusal, error }
+    }
+}
+
+impl Done {
+    fn answer(self) {
+        // Nobody waits any more: the worker is stopping.
+        let _ = self.request.1.send(self.outcome.map_err(|failure| failure.error));
+    }
+}
 
 /// Publishes what comes until the sender is dropped and all is answered.
 pub(crate) struct Publisher {
     /// The failover list; the first is the one in use.
     addresses: VecDeque<Address>,
     name: String,
-    requests: mpsc::Receiver<(Box<Publication>, Answer)>,
+    requests: mpsc::Receiver<Request>,
     line: Option<Line>,
     /// Attempts to connect that have failed in a row.
     failures: u32,
@@ -53,39 +84,64 @@ struct Line {
     channel: Channel,
     /// Exchanges that were declared on this connection.
     declared: HashSet<String>,
+    /// What the connection says of itself.
+    events: BoxStream<'static, lapin::Event>,
+}
+
+/// The next event of the connection; never ready without one.
+async fn blocking(line: &mut Option<Line>) -> Option<lapin::Event> {
+    match line {
+        Some(line) => line.events.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Publisher {
     /// A publisher that connects when it is first needed. `name` is shown among the broker's connections.
-    pub(crate) fn new(
-        addresses: Vec<Address>,
-        name: String,
-        requests: mpsc::Receiver<(Box<Publication>, Answer)>,
-    ) -> Self {
+    pub(crate) fn new(addresses: Vec<Address>, name: String, requests: mpsc::Receiver<Request>) -> Self {
         Self { addresses: addresses.into(), name, requests, line: None, failures: 0, pause: None }
     }
 
     /// The loop. Confirmations are awaited side by side, so that one slow queue does not hold up the others.
     pub(crate) async fn run(mut self) {
-        let mut pending = FuturesUnordered::new();
-        loop {
+        let mut pending: FuturesUnordered<Pending> = FuturesUnordered::new();
+        // The broker says which channel it closes, not over which message: all that were on their way are
+        // tried again, one at a time.
+        let mut suspects: VecDeque<Request> = VecDeque::new();
+        let mut open = true;
+        while open || !pending.is_empty() || !suspects.is_empty() {
+            let clear = suspects.is_empty();
+            if pending.is_empty()
+                && let Some(suspect) = suspects.pop_front()
+            {
+                let done = self.send(suspect).await.await;
+                done.answer();
+                continue;
+            }
             tokio::select! {
-                request = self.requests.recv() => match request {
-                    Some((publication, answer)) => match self.send(&publication).await {
-                        Ok(confirming) => pending.push(async move {
-                            // Nobody waits any more: the worker is stopping.
-                            let _ = answer.send(confirming.await);
-                        }),
-                        Err(error) => {
-                            let _ = answer.send(Err(error));
-                        }
-                    },
-                    None => break,
+                request = self.requests.recv(), if open && clear => match request {
+                    Some(request) => {
+                        let sent = self.send(request).await;
+                        pending.push(sent);
+                    }
+                    None => open = false,
                 },
-                Some(()) = pending.next() => {}
+                Some(done) = pending.next() => match done.outcome {
+                    Err(Failure { refusal: true, .. }) => suspects.push_back(done.request),
+                    _ => done.answer(),
+                },
+                Some(event) = blocking(&mut self.line) => match event {
+                    lapin::Event::ConnectionBlocked(reason) => tracing::warn!(
+                        target: "celery.worker.consumer",
+                        "The broker is short of resources and takes no messages: {reason}"
+                    ),
+                    lapin::Event::ConnectionUnblocked => {
+                        tracing::info!(target: "celery.worker.consumer", "The broker takes messages again.");
+                    }
+                    _ => {}
+                },
             }
         }
-        while pending.next().await.is_some() {}
         if let Some(line) = self.line.take() {
             // The broker may be gone; whatever it says, the connection ends with its owner.
             let _ = line.link.connection.close(200, "OK".into()).await;
@@ -93,25 +149,29 @@ impl Publisher {
     }
 
     /// Hands a message to the connection; the future ends when the broker has confirmed it.
-    async fn send(&mut self, publication: &Publication) -> Result<Confirming, BrokerError> {
-        self.connect().await?;
-        let Some(address) = self.addresses.front().cloned() else {
-            return Err(BrokerError::Address { address: String::new(), reason: "there is none".to_owned() });
+    async fn send(&mut self, request: Request) -> Pending {
+        let outcome = match self.connect().await {
+            Ok(()) => self.hand_over(&request.0).await.map_err(|fault| self.failure(fault)),
+            Err(error) => Err(Failure { refusal: false, error }),
         };
-        match self.hand_over(publication).await {
-            Ok(mut confirming) => {
-                // The first poll hands the frames over: messages leave in the order in which they came.
-                let first = poll_fn(|context| Poll::Ready(confirming.as_mut().poll(context))).await;
-                Ok(Box::pin(async move {
-                    let outcome = match first {
-                        Poll::Ready(outcome) => outcome,
-                        Poll::Pending => confirming.await,
-                    };
-                    outcome.map_err(|fault| fault.starting(&address))
-                }))
-            }
-            Err(fault) => Err(fault.starting(&address)),
-        }
+        let mut confirming = match outcome {
+            Ok(confirming) => confirming,
+            Err(failure) => return Box::pin(std::future::ready(Done { request, outcome: Err(failure) })),
+        };
+        // The first poll hands the frames over: messages leave in the order in which they came.
+        let first = poll_fn(|context| Poll::Ready(confirming.as_mut().poll(context))).await;
+        let address = self.addresses.front().cloned();
+        Box::pin(async move {
+            let outcome = match first {
+                Poll::Ready(outcome) => outcome,
+                Poll::Pending => confirming.await,
+            };
+            Done { request, outcome: outcome.map_err(|fault| Failure::of(fault, address.as_ref())) }
+        })
+    }
+
+    fn failure(&self, fault: Fault) -> Failure {
+        Failure::of(fault, self.addresses.front())
     }
 
     async fn hand_over(&mut self, publication: &Publication) -> Result<Sending, Fault> {
@@ -161,7 +221,8 @@ impl Publisher {
         let outcome: Result<Line, Fault> = async {
             let link = Link::open(address, &self.name).await?;
             let channel = confirming(&link).await?;
-            Ok(Line { link, channel, declared: HashSet::new() })
+            let events = link.connection.events_listener().boxed();
+            Ok(Line { link, channel, declared: HashSet::new(), events })
         }
         .await;
         match outcome {

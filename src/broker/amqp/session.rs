@@ -69,6 +69,7 @@ pub(super) async fn run(live: Live) {
 }
 
 /// What wakes a session.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, on the stack")]
 enum Woken {
     Commands(usize),
     Heard(Heard),
@@ -102,6 +103,10 @@ impl State {
     }
 
     async fn serve(&mut self, broken: &mut (impl Stream<Item = lapin::Event> + Unpin)) -> End {
+        // What happened before there was a listener has not been heard.
+        if !self.live.link.connection.status().connected() {
+            return self.lost("the connection was closed");
+        }
         let mut batch = Vec::new();
         loop {
             let live = &mut self.live;

@@ -142,7 +142,9 @@ impl AsyncWrite for Wire {
 
     fn poll_close(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        this.ended(context)?;
+        if this.ended(context).is_err() {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut this.bytes).poll_shutdown(context)
     }
 }

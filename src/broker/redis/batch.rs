@@ -23,8 +23,8 @@ impl Batch {
 
     /// Learns from what has travelled. Grows by doubling, so that one small message does not open the gates.
     pub(crate) fn saw(&mut self, messages: usize, bytes: usize) {
-        if messages > 0 {
-            let fitting = BYTES / (bytes / messages).max(1);
+        if let Some(average) = bytes.checked_div(messages) {
+            let fitting = BYTES / average.max(1);
             self.size = fitting.clamp(1, self.most.min(self.size * 2));
         }
     }

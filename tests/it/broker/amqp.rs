@@ -29,6 +29,13 @@ pub(crate) fn broker(url: &str) -> Arc<dyn Broker> {
 }
 
 impl AmqpHarness {
+    /// A fresh virtual host of this server.
+    pub(crate) async fn on(server: &'static RabbitServer) -> Self {
+        let vhost = server.vhost();
+        let producer = Connection::connect(&vhost.url(), ConnectionProperties::default()).await.unwrap();
+        Self { vhost, producer }
+    }
+
     /// A channel of the producer.
     pub(crate) async fn channel(&self) -> Channel {
         let channel = self.producer.create_channel().await.unwrap();
@@ -93,9 +100,7 @@ fn field(value: &Value) -> AMQPValue {
 
 impl Harness for AmqpHarness {
     async fn start() -> Option<Self> {
-        let vhost = RabbitServer::shared()?.vhost();
-        let producer = Connection::connect(&vhost.url(), ConnectionProperties::default()).await.unwrap();
-        Some(Self { vhost, producer })
+        Some(Self::on(RabbitServer::shared()?).await)
     }
 
     fn broker(&self) -> Arc<dyn Broker> {

@@ -132,6 +132,13 @@ impl Client {
         timeout(DEADLINE, answered).await.expect("publishing ends").expect("an answer comes")
     }
 
+    /// Publishes without waiting; the answer comes later.
+    pub(crate) async fn begin(&self, publication: Publication) -> oneshot::Receiver<Result<(), BrokerError>> {
+        let (answer, answered) = oneshot::channel();
+        self.tell(Command::Publish(Box::new(publication), answer)).await;
+        answered
+    }
+
     /// Publishes to a queue by the default exchange.
     pub(crate) async fn send(&self, queue: &str, message: Message) {
         let publication = Publication {

@@ -8,15 +8,19 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex, MutexGuard};
 
 use super::folder::Folder;
 use super::process::{free_port, program};
 use super::unique;
 
 static SERVER: OnceLock<Option<RabbitServer>> = OnceLock::new();
+static TROUBLED: OnceLock<Option<RabbitServer>> = OnceLock::new();
+static TROUBLE: Mutex<()> = Mutex::const_new(());
 
 /// A running node.
 pub(crate) struct RabbitServer {
@@ -24,8 +28,9 @@ pub(crate) struct RabbitServer {
     port: u16,
     tls_port: u16,
     environment: Vec<(&'static str, String)>,
-    /// Never written to. The node's keeper stops it when this end closes: when the test binary ends, however.
-    _lifeline: std::process::ChildStdin,
+    /// Its input is never written to. The keeper stops the node when this end of it closes: when the test
+    /// binary ends, however.
+    _keeper: Child,
 }
 
 /// Waits for the end of its input, then stops node and port mapper and removes their folder.
@@ -42,6 +47,12 @@ impl RabbitServer {
     /// The server of this test binary. `None`: RabbitMQ is not installed here.
     pub(crate) fn shared() -> Option<&'static Self> {
         SERVER.get_or_init(Self::start).as_ref()
+    }
+
+    /// A second server, for tests that do harm to all who use it: one at a time.
+    pub(crate) async fn troubled() -> Option<(&'static Self, MutexGuard<'static, ()>)> {
+        let guard = TROUBLE.lock().await;
+        Some((TROUBLED.get_or_init(Self::start).as_ref()?, guard))
     }
 
     /// Starts a node.
@@ -95,11 +106,7 @@ impl RabbitServer {
             // Idle schedulers sleep: the machine is shared with the tests.
             ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+sbwt none +sbwtdcpu none +sbwtdio none".to_owned()),
         ];
-        #[expect(
-            clippy::zombie_processes,
-            reason = "it outlives us: it stops the server when our end of the pipe closes"
-        )]
-        let mut keeper = Command::new("sh")
+        let keeper = Command::new("sh")
             .args(["-c", KEEPER, "keeper"])
             .arg(script)
             .arg(folder.path())
@@ -109,8 +116,7 @@ impl RabbitServer {
             .stderr(Stdio::null())
             .spawn()
             .expect("a shell can be started");
-        let lifeline = keeper.stdin.take().expect("it was piped");
-        Self { folder, port, tls_port, environment, _lifeline: lifeline }
+        Self { folder, port, tls_port, environment, _keeper: keeper }
     }
 
     fn becomes_ready(&self, within: Duration) -> bool {

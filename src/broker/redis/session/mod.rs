@@ -78,6 +78,10 @@ pub(super) struct Live {
 }
 
 impl Live {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "called once, with the parts that `connect` made one by one"
+    )]
     pub(super) fn new(
         link: Link,
         dialer: Dialer,

@@ -1,0 +1,48 @@
+"""Whether Rust may write the line of a received task: only where logging is as Celery sets it up."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from logging.handlers import WatchedFileHandler
+from typing import Any
+
+from celery.utils.log import ColorFormatter
+
+__all__ = ["config"]
+
+#: The logger of that line.
+LOGGER = "celery.worker.strategy"
+
+
+def config() -> dict[str, Any] | None:
+    """`LineConfig` of `src/logging.rs`; `None`: the line is a record of Python's logging, for handlers to see."""
+    handler = _only_handler()
+    if handler is None or handler.filters or handler.level > logging.INFO:
+        return None
+    formatter = handler.formatter
+    if type(formatter) is not ColorFormatter or formatter.datefmt is not None:
+        return None
+    if formatter.converter is not logging.Formatter.converter:
+        return None
+    form: str = formatter._fmt
+    if type(handler) is WatchedFileHandler:
+        return {"format": form, "path": handler.baseFilename}
+    if type(handler) is logging.StreamHandler and handler.stream is sys.__stderr__:
+        return {"format": form, "path": None}
+    return None
+
+
+def _only_handler() -> Any:
+    """The one handler that sees the record, if nothing else could."""
+    stock = logging.Logger.callHandlers.__module__ == "logging" and logging.Logger.handle.__module__ == "logging"
+    if not stock or logging.getLogRecordFactory() is not logging.LogRecord:
+        return None
+    logger: logging.Logger | None = logging.getLogger(LOGGER)
+    found: list[Any] = []
+    while logger is not None:
+        if logger.filters:
+            return None
+        found += [handler for handler in logger.handlers if not isinstance(handler, logging.NullHandler)]
+        logger = logger.parent if logger.propagate else None
+    return found[0] if len(found) == 1 else None
