@@ -11,7 +11,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::Instant;
 
 use crate::broker::reconnect::{Failover, Next, Why};
-use crate::broker::{Broker, Command, Consume, Event, Session, Settlement, Tag};
+use crate::broker::{Broker, Command, Consume, Delivery, Event, Session, Settlement, Tag};
 use crate::error::BrokerError;
 
 type Connecting = Pin<Box<dyn Future<Output = Result<Session, BrokerError>> + Send>>;
@@ -270,7 +270,18 @@ impl Link {
     }
 
     /// Ends the session in order, until the deadline: everything sent is carried out, what is held goes back.
+    ///
+    /// A connection that is down is waited for while the broker has something to be told: finished work would run again.
     pub(super) async fn close(&mut self, deadline: Instant) {
+        let owed =
+            |link: &Self| !link.outbox.is_empty() && !link.is_up() && !matches!(link.state, State::Over);
+        while owed(self) {
+            match tokio::time::timeout_at(deadline, self.next()).await {
+                Ok(LinkEvent::Broker(Event::Deliveries(deliveries))) => abandon(deliveries),
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
         let State::Up(mut session) = std::mem::replace(&mut self.state, State::Over) else { return };
         let finish = async {
             for command in self.outbox.drain(..) {
@@ -286,9 +297,7 @@ impl Link {
                 // Deliveries that were on their way go back with the session.
                 while let Some(event) = session.events.recv().await {
                     if let Event::Deliveries(deliveries) = event {
-                        deliveries.into_iter().for_each(|delivery| {
-                            delivery.handle.abandon();
-                        });
+                        abandon(deliveries);
                     }
                 }
                 pending::<()>().await;
@@ -301,5 +310,12 @@ impl Link {
         if tokio::time::timeout_at(deadline, finish).await.is_err() {
             tracing::warn!(target: "celery.worker", "The broker did not answer in time; its connection is dropped.");
         }
+    }
+}
+
+/// Leaves deliveries to the broker.
+fn abandon(deliveries: Vec<Delivery>) {
+    for delivery in deliveries {
+        delivery.handle.abandon();
     }
 }
