@@ -37,6 +37,8 @@ use crate::protocol::{DeliveryInfo, Message, TaskHeaders, repr};
 const PARK_BEYOND: f64 = 10.0;
 /// Parked requests of which remote control can show more than nothing; each costs its message.
 const SHOWN: usize = 10_000;
+/// Results that may wait for the backend before no further task is started.
+const MOST_UNWRITTEN: usize = 10_000;
 /// Longest sleep of the timer; the wall clock may step.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 /// How long killed children may take at a cold stop.
@@ -95,6 +97,8 @@ pub(super) struct Consumer {
     pub(super) revoked: RevokedTasks,
     /// Rate limits as their last writer wrote them.
     pub(super) rate_texts: HashMap<String, String>,
+    /// Results that the backend does not have yet.
+    pub(super) unwritten: usize,
     pub(super) reports: JoinSet<Reported>,
     pub(super) asking: JoinSet<Option<(control::Request, Option<Value>)>>,
     receiving: FuturesOrdered<BoxFuture<'static, Request>>,
@@ -136,6 +140,7 @@ impl Consumer {
             clock: LamportClock::default(),
             revoked: RevokedTasks::new(bounds),
             rate_texts: HashMap::new(),
+            unwritten: 0,
             reports: JoinSet::new(),
             asking: JoinSet::new(),
             receiving: FuturesOrdered::new(),
@@ -446,7 +451,7 @@ impl Consumer {
 
     /// Gives ready requests to idle slots.
     fn pump(&mut self) {
-        while self.pool.idle() > 0 {
+        while self.pool.idle() > 0 && self.unwritten < MOST_UNWRITTEN {
             let Some(request) = self.ready.pop_front() else { break };
             if !self.link.holds(request.handle.tag()) {
                 // The broker took it back while it waited here; it will come again.

@@ -270,7 +270,20 @@ impl Link {
     }
 
     /// Ends the session in order, until the deadline: everything sent is carried out, what is held goes back.
+    ///
+    /// A connection that is down is waited for while the broker has something to be told: finished work would run again.
     pub(super) async fn close(&mut self, deadline: Instant) {
+        let owed =
+            |link: &Self| !link.outbox.is_empty() && !link.is_up() && !matches!(link.state, State::Over);
+        while owed(self) {
+            match tokio::time::timeout_at(deadline, self.next()).await {
+                Ok(LinkEvent::Broker(Event::Deliveries(deliveries))) => {
+                    deliveries.into_iter().for_each(|delivery| drop(delivery.handle.abandon()));
+                }
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
         let State::Up(mut session) = std::mem::replace(&mut self.state, State::Over) else { return };
         let finish = async {
             for command in self.outbox.drain(..) {
@@ -286,9 +299,7 @@ impl Link {
                 // Deliveries that were on their way go back with the session.
                 while let Some(event) = session.events.recv().await {
                     if let Event::Deliveries(deliveries) = event {
-                        deliveries.into_iter().for_each(|delivery| {
-                            delivery.handle.abandon();
-                        });
+                        deliveries.into_iter().for_each(|delivery| drop(delivery.handle.abandon()));
                     }
                 }
                 pending::<()>().await;

@@ -52,6 +52,7 @@ impl Consumer {
                     if let Some(running) = self.jobs.get_mut(job) {
                         running.writes += 1;
                     }
+                    self.unwritten += 1;
                     // The writer ends after this loop; it cannot be gone.
                     let _ = writes.send(Write { job, confirm, record });
                 } else if let Some(store) = confirm {
@@ -136,6 +137,7 @@ impl Consumer {
     }
 
     pub(super) fn on_written(&mut self, written: Written) {
+        self.unwritten = self.unwritten.saturating_sub(1);
         if let Some(store) = written.confirm {
             self.pool.stored(store, written.error);
         }
