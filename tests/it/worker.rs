@@ -156,7 +156,6 @@ fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
             transport_options: serde_json::Map::new(),
             use_ssl: Value::Null,
             heartbeat: None,
-            lines: None,
             connection_timeout: None,
             retry: true,
             retry_on_startup: true,
