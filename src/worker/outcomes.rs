@@ -106,8 +106,10 @@ impl Consumer {
         match verdict.incident {
             None => self.finish(id),
             Some(mut what) => {
-                // As billiard words it; the number is that of the job.
-                if let Incident::WorkerLost { status, .. } = &mut what {
+                // As billiard words it, for signals only; the number is that of the job.
+                if let Incident::WorkerLost { status, .. } = &mut what
+                    && status.starts_with("signal")
+                {
                     status.push_str(&format!(" Job: {}", id.saturating_sub(1)));
                 }
                 job.reporting = true;
