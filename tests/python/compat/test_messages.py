@@ -12,7 +12,10 @@ from support.waiting import until
 
 def settled(stage, worker):
     """The queue goes on: a good task sent after the bad message runs, and nothing is left unsettled."""
-    assert stage.send("add", 2, 2).get(timeout=30) == 4
+    good = stage.send("add", 2, 2)
+    assert good.get(timeout=30) == 4
+    # Its two lines come after all that was said about the bad one, in the parent and in the child.
+    worker.wait_log(good.id, count=2)
     stage.wait_empty()
     return worker.process.poll() is None
 
