@@ -67,7 +67,7 @@ pub struct Consume {
     pub prefetch: u32,
     /// The exchange of remote control (`celery.pidbox`), or none when it is off.
     pub control: Option<Control>,
-    /// Tags that the worker still holds of earlier sessions; only where
+    /// Tags that the worker still holds of earlier sessions, those included that it will settle in this one; only where
     /// [`Capabilities::settles_across_sessions`]. The new session keeps them alive and counts them.
     pub held: HashSet<Tag>,
 }
