@@ -113,12 +113,7 @@ impl Consumer {
                     status.push_str(&format!(" Job: {}", id.saturating_sub(1)));
                 }
                 job.reporting = true;
-                let report = Report {
-                    what,
-                    message: job.request.message.clone(),
-                    info: job.request.info.clone(),
-                    pid: Some(job.pid),
-                };
+                let report = job.report(what);
                 self.report(report, Some(id), None);
             }
         }
@@ -224,12 +219,7 @@ impl Consumer {
             signal: Some(signal),
             expired: false,
         };
-        let report = Report {
-            what,
-            message: job.request.message.clone(),
-            info: job.request.info.clone(),
-            pid: Some(job.pid),
-        };
+        let report = job.report(what);
         self.report(report, Some(id), None);
         self.pool.interrupt(id, Interrupt::Terminate(signal));
     }
