@@ -6,6 +6,7 @@
 //! [`Event::Lost`]. Connecting again, back-off and the failover list are in [`reconnect`], once for all.
 
 pub mod amqp;
+mod envelope;
 pub mod filesystem;
 pub mod memory;
 pub mod reconnect;

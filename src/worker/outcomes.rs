@@ -106,17 +106,14 @@ impl Consumer {
         match verdict.incident {
             None => self.finish(id),
             Some(mut what) => {
-                // As billiard words it; the number is that of the job.
-                if let Incident::WorkerLost { status, .. } = &mut what {
+                // As billiard words it, for signals only; the number is that of the job.
+                if let Incident::WorkerLost { status, .. } = &mut what
+                    && status.starts_with("signal")
+                {
                     status.push_str(&format!(" Job: {}", id.saturating_sub(1)));
                 }
                 job.reporting = true;
-                let report = Report {
-                    what,
-                    message: job.request.message.clone(),
-                    info: job.request.info.clone(),
-                    pid: Some(job.pid),
-                };
+                let report = job.report(what);
                 self.report(report, Some(id), None);
             }
         }
@@ -222,12 +219,7 @@ impl Consumer {
             signal: Some(signal),
             expired: false,
         };
-        let report = Report {
-            what,
-            message: job.request.message.clone(),
-            info: job.request.info.clone(),
-            pid: Some(job.pid),
-        };
+        let report = job.report(what);
         self.report(report, Some(id), None);
         self.pool.interrupt(id, Interrupt::Terminate(signal));
     }

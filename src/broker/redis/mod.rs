@@ -10,7 +10,6 @@
 
 pub(crate) mod address;
 mod batch;
-mod envelope;
 mod keys;
 pub(crate) mod link;
 pub(crate) mod options;
