@@ -164,7 +164,8 @@ impl Consumer {
         for id in jobs {
             if let Some(job) = self.jobs.get_mut(*id) {
                 job.killed.get_or_insert(Kill::Cancelled);
-                self.pool.interrupt(*id, Interrupt::Terminate(15));
+                let signal = self.config.shutdown.terminate_signal();
+                self.pool.interrupt(*id, Interrupt::Terminate(signal));
             }
         }
     }
