@@ -6,6 +6,7 @@
 //! [`Event::Lost`]. Connecting again, back-off and the failover list are in [`reconnect`], once for all.
 
 pub mod amqp;
+mod envelope;
 pub mod filesystem;
 pub mod memory;
 pub mod reconnect;
@@ -67,7 +68,7 @@ pub struct Consume {
     pub prefetch: u32,
     /// The exchange of remote control (`celery.pidbox`), or none when it is off.
     pub control: Option<Control>,
-    /// Tags that the worker still holds of earlier sessions; only where
+    /// Tags that the worker still holds of earlier sessions, those included that it will settle in this one; only where
     /// [`Capabilities::settles_across_sessions`]. The new session keeps them alive and counts them.
     pub held: HashSet<Tag>,
 }

@@ -140,6 +140,13 @@ pub struct ShutdownConfig {
     pub cancel_on_connection_loss: bool,
 }
 
+impl ShutdownConfig {
+    /// The signal that ends a task: TERM, or QUIT where children ignore TERM because it is remapped.
+    pub fn terminate_signal(&self) -> i32 {
+        if self.term_is_quit { 3 } else { 15 }
+    }
+}
+
 fn yes() -> bool {
     true
 }

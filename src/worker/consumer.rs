@@ -41,8 +41,8 @@ const SHOWN: usize = 10_000;
 const MOST_UNWRITTEN: usize = 10_000;
 /// Longest sleep of the timer; the wall clock may step.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
-/// How long killed children may take at a cold stop.
-const COLD_PATIENCE: Duration = Duration::from_secs(5);
+/// How long killed children may take at a cold stop, with their account; longer than the pool waits before it kills.
+const COLD_PATIENCE: Duration = Duration::from_secs(8);
 
 /// A request that waits for its time.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::acks::Kill;
+use super::hooks::{Incident, Report};
 use super::request::Request;
 use super::schedule::Due;
 use crate::broker::Settlement;
@@ -31,6 +32,14 @@ pub(super) struct Running {
     pub ended: Option<Option<Settlement>>,
     /// It is over and only waits for results or a report.
     pub over: bool,
+}
+
+impl Running {
+    /// What the parent has to report of it.
+    pub(super) fn report(&self, what: Incident) -> Report {
+        let Request { message, info, .. } = &self.request;
+        Report { what, message: message.clone(), info: info.clone(), pid: Some(self.pid) }
+    }
 }
 
 /// Which limit.

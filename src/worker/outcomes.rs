@@ -113,12 +113,7 @@ impl Consumer {
                     status.push_str(&format!(" Job: {}", id.saturating_sub(1)));
                 }
                 job.reporting = true;
-                let report = Report {
-                    what,
-                    message: job.request.message.clone(),
-                    info: job.request.info.clone(),
-                    pid: Some(job.pid),
-                };
+                let report = job.report(what);
                 self.report(report, Some(id), None);
             }
         }
@@ -169,7 +164,8 @@ impl Consumer {
         for id in jobs {
             if let Some(job) = self.jobs.get_mut(*id) {
                 job.killed.get_or_insert(Kill::Cancelled);
-                self.pool.interrupt(*id, Interrupt::Terminate(15));
+                let signal = self.config.shutdown.terminate_signal();
+                self.pool.interrupt(*id, Interrupt::Terminate(signal));
             }
         }
     }
@@ -224,12 +220,7 @@ impl Consumer {
             signal: Some(signal),
             expired: false,
         };
-        let report = Report {
-            what,
-            message: job.request.message.clone(),
-            info: job.request.info.clone(),
-            pid: Some(job.pid),
-        };
+        let report = job.report(what);
         self.report(report, Some(id), None);
         self.pool.interrupt(id, Interrupt::Terminate(signal));
     }

@@ -161,7 +161,7 @@ impl Panel for Consumer {
     }
 
     fn default_signal(&self) -> i32 {
-        if self.config.shutdown.term_is_quit { 3 } else { 15 }
+        self.config.shutdown.terminate_signal()
     }
 
     fn store_revoked(&mut self, ids: Vec<String>) {

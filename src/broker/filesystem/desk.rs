@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use super::envelope;
+use crate::broker::envelope;
 use crate::protocol::{DeliveryInfo, Message};
 
 /// The folder of desks in a data folder.
@@ -198,7 +198,7 @@ pub(super) fn done_with(path: &Path, processed: Option<&Path>) -> io::Result<()>
 fn give_back(folder: &Path, name: &str, target: &Path) -> io::Result<()> {
     let held = folder.join(name);
     // What cannot be marked was read once and is whole: it goes back as it is.
-    if let Ok(text) = envelope::redelivered(&fs::read(&held)?) {
+    if let Ok(text) = envelope::marked(&fs::read(&held)?) {
         let copy = folder.join(format!(".{name}"));
         fs::write(&copy, text)?;
         fs::rename(&copy, &held)?;
@@ -231,7 +231,7 @@ fn read(path: &Path, queue: &str) -> io::Result<Result<Found, Taken>> {
     file.read_to_end(&mut text)?;
     Ok(match envelope::read(&text, queue) {
         Ok(message) => Ok((metadata.ino(), Box::new(message))),
-        Err(reason) => Err(Taken::Unreadable(reason)),
+        Err(malformed) => Err(Taken::Unreadable(malformed.to_string())),
     })
 }
 

@@ -7,7 +7,6 @@
 //! [`desk`] and comes back when it dies; a file appears whole or not at all. All workers must run on one machine.
 
 mod desk;
-mod envelope;
 mod exchange;
 mod names;
 mod session;

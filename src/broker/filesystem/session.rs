@@ -13,11 +13,11 @@ use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchDescriptor, Watc
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
-use uuid::Uuid;
 
 use super::desk::{self, Desk, Taken};
 use super::names::FileName;
-use super::{Held, Worker, envelope, exchange};
+use super::{Held, Worker, exchange};
+use crate::broker::envelope;
 use crate::broker::topology::Queue;
 use crate::broker::{
     COMMAND_CAPACITY, Command, Consume, Delivery, EVENT_CAPACITY, Event, Handle, Publication, Session, Tag,
@@ -265,7 +265,8 @@ impl Consumer {
     }
 
     fn publish(&self, publication: &Publication) -> io::Result<()> {
-        let text = envelope::write(publication, &Uuid::new_v4().to_string())?;
+        let (text, _) = envelope::write(publication, true).map_err(io::Error::other)?;
+        let text = text.into_bytes();
         if publication.exchange.is_empty() {
             return self.worker.put(&publication.routing_key, &text);
         }

@@ -10,7 +10,6 @@
 
 pub(crate) mod address;
 mod batch;
-mod envelope;
 mod keys;
 pub(crate) mod link;
 pub(crate) mod options;
@@ -56,12 +55,7 @@ impl RedisBroker {
         let wrong = |reason: String| BrokerError::Address { address: mask(url), reason };
         match url.split_once("://").map(|(scheme, _)| scheme) {
             Some("redis" | "rediss" | "redis+socket" | "socket") => {}
-            Some("sentinel") => {
-                return Err(wrong(
-                    "Redis Sentinel is not supported yet; use the address of the master, or a name that follows it"
-                        .to_owned(),
-                ));
-            }
+            // Sentinel among them: kombu speaks it.
             _ => return Ok(None),
         }
         let mut address = Address::parse(url).map_err(wrong)?;

@@ -2,11 +2,11 @@
 
 use tokio::sync::oneshot;
 
-use super::envelope;
 use super::link::Link;
 use super::routes::Routes;
 use super::shared::Shared;
 use crate::broker::Publication;
+use crate::broker::envelope;
 use crate::error::BrokerError;
 
 /// Who waits for a publication.

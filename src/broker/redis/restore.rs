@@ -3,10 +3,10 @@
 use redis::Value;
 
 use super::batch::Batch;
-use super::envelope::{self, Record};
 use super::link::{BURY, Call, Link, RESTORE};
 use super::routes::Routes;
 use super::shared::Shared;
+use crate::broker::envelope::{self, Record};
 use crate::error::BrokerError;
 
 /// Most records read, and messages pushed, in one go.

@@ -7,7 +7,7 @@ use redis::Value;
 
 use super::Live;
 use super::queues::Source;
-use crate::broker::redis::envelope::{self, Malformed};
+use crate::broker::envelope::{self, Malformed};
 use crate::broker::redis::link::TURN;
 use crate::broker::redis::options::Order;
 use crate::broker::redis::restore;

@@ -4,8 +4,8 @@
 use redis::Value;
 
 use super::Live;
+use crate::broker::envelope;
 use crate::broker::redis::batch::Batch;
-use crate::broker::redis::envelope;
 use crate::broker::redis::link::MOVE;
 use crate::broker::{Event, Tag};
 use crate::error::BrokerError;

@@ -4,9 +4,10 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Live;
+use crate::broker::envelope;
 use crate::broker::redis::options::Order;
+use crate::broker::redis::restore;
 use crate::broker::redis::routes::{self, Bound};
-use crate::broker::redis::{envelope, restore};
 use crate::broker::topology::{Binding, Exchange, Queue};
 use crate::broker::{Control, Delivery, Event, Handle};
 use crate::error::BrokerError;

@@ -1,5 +1,5 @@
-//! The JSON that lies in a list: kombu's envelope read, written and marked, with every part that is not
-//! ours to change kept byte for byte.
+//! A message as kombu's virtual transports write it, in a list of Redis or a file: read, written and marked, with
+//! every part that is not ours to change kept byte for byte.
 
 use std::borrow::Cow;
 
@@ -9,12 +9,12 @@ use bytes::Bytes;
 use indexmap::IndexMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::broker::Publication;
 use crate::protocol::{DeliveryInfo, Json, Message};
 
-/// An item of a list that is no envelope. kombu's worker dies of one; ours says so and goes on.
+/// A thing that is no envelope. kombu's worker dies of one; ours says so and goes on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Malformed {
     #[error("it is not a JSON object as kombu writes it: {0}")]
@@ -228,6 +228,34 @@ fn priority_of(raw: &RawValue) -> i64 {
     number.clamp(0.0, 9.0) as i64
 }
 
+/// The same message marked as redelivered, as kombu's virtual channels mark it; everything else stays as it is.
+/// (In Redis kombu marks the headers instead: [`restored`].)
+///
+/// # Errors
+/// When the text is no message.
+pub(crate) fn marked(text: &[u8]) -> Result<Vec<u8>, serde_json::Error> {
+    fn owned(value: &Value) -> Result<Cow<'static, RawValue>, serde_json::Error> {
+        serde_json::value::to_raw_value(value).map(Cow::Owned)
+    }
+    let mut envelope: IndexMap<String, &RawValue> = serde_json::from_slice(text)?;
+    let mut properties: IndexMap<String, &RawValue> = match envelope.get("properties") {
+        Some(properties) => serde_json::from_str(properties.get())?,
+        None => IndexMap::new(),
+    };
+    let mut info: Map<String, Value> = properties
+        .get("delivery_info")
+        .and_then(|info| serde_json::from_str(info.get()).ok())
+        .unwrap_or_default();
+    info.insert("redelivered".to_owned(), json!(true));
+    let info = owned(&Value::Object(info))?;
+    properties.insert("delivery_info".to_owned(), &info);
+    let properties = serde_json::value::to_raw_value(&properties)?;
+    let marked = owned(&json!(true))?;
+    envelope.insert("properties".to_owned(), &properties);
+    envelope.insert("redelivered".to_owned(), &marked);
+    serde_json::to_vec(&envelope)
+}
+
 /// The envelope of a message that is published, and its priority.
 pub(crate) fn write(publication: &Publication, base64: bool) -> Result<(String, i64), Malformed> {
     let message = &publication.message;
@@ -241,7 +269,7 @@ pub(crate) fn write(publication: &Publication, base64: bool) -> Result<(String, 
     let mut properties: IndexMap<String, Value> = serde_json::from_slice(message.properties.as_bytes())?;
     let mut info = match properties.shift_remove("delivery_info") {
         Some(Value::Object(info)) => info,
-        _ => serde_json::Map::new(),
+        _ => Map::new(),
     };
     info.insert("exchange".to_owned(), json!(publication.exchange));
     info.insert("routing_key".to_owned(), json!(publication.routing_key));
@@ -363,5 +391,23 @@ mod tests {
         assert_ne!(properties["delivery_tag"], json!("t"), "a fresh tag");
         assert_eq!(properties["correlation_id"], json!("1"));
         assert!(text.contains(r#""big": 12345678901234567890123"#));
+    }
+
+    #[test]
+    fn marking_a_file_changes_nothing_else() {
+        let once = marked(ITEM.as_bytes()).unwrap();
+        let (before, _) = read(ITEM.as_bytes(), "q").unwrap();
+        let (after, info) = read(&once, "q").unwrap();
+        assert!(info.redelivered);
+        assert_eq!((before.headers, before.body), (after.headers, after.body));
+        assert_eq!(marked(&once).unwrap(), once);
+    }
+
+    #[test]
+    fn an_unencoded_body_is_taken_as_it_is() {
+        for encoding in ["\"utf-8\"", "null"] {
+            let text = format!(r#"{{"body": "ä", "properties": {{"body_encoding": {encoding}}}}}"#);
+            assert_eq!(read(text.as_bytes(), "q").unwrap().0.body, "ä".as_bytes());
+        }
     }
 }
