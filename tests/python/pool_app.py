@@ -21,6 +21,15 @@ from celery.concurrency import prefork
 from celery.exceptions import BackendStoreError, Ignore, Reject, SoftTimeLimitExceeded
 
 
+def open_sockets() -> list[str]:
+    """The sockets of this process, by the names that the kernel has for them."""
+    names = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            names.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [name for name in names if name.startswith("socket:")]
+
+
 def make(**settings: Any) -> Celery:
     app = Celery("pool_app", set_as_current=False)
     app.conf.update({"broker_url": "memory://", **settings})
@@ -105,13 +114,7 @@ def make(**settings: Any) -> Celery:
     def frozen() -> int:
         return gc.get_freeze_count()
 
-    @app.task(shared=False, name="sockets")
-    def sockets() -> int:
-        names = []
-        for fd in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(FileNotFoundError):
-                names.append(os.readlink(f"/proc/self/fd/{fd}"))
-        return sum(name.startswith("socket:") for name in names)
+    app.task(open_sockets, shared=False, name="sockets")
 
     class Hooked(Task):
         def on_success(self, *_: Any) -> None:
