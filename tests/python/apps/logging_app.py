@@ -14,7 +14,7 @@ class AsJson(logging.Formatter):
     def format(self, record):
         data = getattr(record, "data", None)
         return json.dumps(
-            {"logger": record.name, "level": record.levelname, "text": record.getMessage().splitlines()[0],
+            {"logger": record.name, "level": record.levelname, "process": record.processName, "text": record.getMessage().splitlines()[0],
              "data": sorted(data) if isinstance(data, dict) else None}
         )  # fmt: skip
 

@@ -105,16 +105,18 @@ def test_an_app_that_sets_up_logging_itself_gets_every_record(alike):
         worker.stop()
         records = [json.loads(line) for line in path.read_text().splitlines()]
         about_tasks = ("celery.worker.strategy", "celery.app.trace", "mine")
-        return [
-            (record["logger"], record["level"], plain(record["text"]), record["data"])
-            for record in records
-            if record["logger"] in about_tasks
-        ]
+        return {
+            process: [
+                (record["logger"], record["level"], plain(record["text"]), record["data"])
+                for record in records
+                if record["logger"] in about_tasks and plain(record["process"]) == process
+            ]
+            for process in ("MainProcess", "ForkPoolWorker-<n>")
+        }
 
     seen = alike(logged)
-    assert [name for name, *_ in seen] == [
-        "celery.worker.strategy", "mine", "celery.app.trace", "celery.worker.strategy", "celery.app.trace",
-    ]  # fmt: skip
+    assert [name for name, *_ in seen["MainProcess"]] == ["celery.worker.strategy"] * 2
+    assert [name for name, *_ in seen["ForkPoolWorker-<n>"]] == ["mine", "celery.app.trace", "celery.app.trace"]
 
 
 def test_a_django_project_with_results_in_its_database(alike):
