@@ -14,9 +14,14 @@ class AsJson(logging.Formatter):
     def format(self, record):
         data = getattr(record, "data", None)
         return json.dumps(
-            {"logger": record.name, "level": record.levelname, "process": record.processName, "text": record.getMessage().splitlines()[0],
-             "data": sorted(data) if isinstance(data, dict) else None}
-        )  # fmt: skip
+            {
+                "logger": record.name,
+                "level": record.levelname,
+                "process": record.processName,
+                "text": record.getMessage().splitlines()[0],
+                "data": sorted(data) if isinstance(data, dict) else None,
+            }
+        )
 
 
 @setup_logging.connect(weak=False)
