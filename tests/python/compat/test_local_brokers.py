@@ -4,6 +4,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+from support.servers import Redis
 from support.waiting import until
 
 RUNS = 60
@@ -92,11 +94,19 @@ def test_what_kombu_delivered_and_was_not_started_goes_back(stage_on, tmp_path):
     assert numbers(stage) == list(range(6))
 
 
-def test_a_transport_of_the_app_runs_in_kombus_event_loop(stage_on, tmp_path):
+@pytest.fixture
+def own_redis(tmp_path):
+    """A server whose connections may be cut: the pools of this process keep those to the shared one."""
+    (tmp_path / "redis").mkdir()
+    with Redis(tmp_path / "redis") as server:
+        yield server
+
+
+def test_a_transport_of_the_app_runs_in_kombus_event_loop(stage_on, own_redis, tmp_path):
     (tmp_path / "own_transport.py").write_text(
         "from kombu.transport import redis\n\n\nclass Transport(redis.Transport):\n    pass\n"
     )
-    stage = stage_on("celeriac", "redis", "redis")
+    stage = stage_on("celeriac", own_redis.url, own_redis.url)
     worker = stage.worker(
         app="counting",
         conf={"broker_transport": "own_transport:Transport"},
