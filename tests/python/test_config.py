@@ -117,7 +117,7 @@ def test_the_defaults_are_celery_s(plain):
             "cancel_on_connection_loss": False,
         },
         "heartbeat": None,
-        "lines": None,
+        "lines": {"format": "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s", "path": None},
         "log_info": False,
         "log_debug": False,
     }
