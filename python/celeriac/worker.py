@@ -49,8 +49,8 @@ class PoolStandIn:
 
     @property
     def num_processes(self) -> int:
-        """Children, as configured until the first are up."""
-        return len(self.pids) or self.limit
+        """Children: as many as were asked for, more once the pool was told to grow."""
+        return max(len(self.pids), self.limit)
 
     @property
     def info(self) -> dict[str, Any]:

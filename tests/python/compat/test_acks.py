@@ -66,7 +66,8 @@ def test_time_limits_end_tasks(alike, broker):
 
 def test_limits_of_the_call_and_of_the_command_line_count(alike):
     def limits(stage):
-        stage.worker("--time-limit=2", "--soft-time-limit=1.5", concurrency=2)
+        # Far from the limit of the call: the original looks at its clocks once a second.
+        stage.worker("--time-limit=6", "--soft-time-limit=4", concurrency=2)
         by_call = stage.send("sleep", 30, time_limit=1, soft_time_limit=None)
         by_worker = stage.send("sleep", 30)
         ended(stage, by_call)
