@@ -72,14 +72,15 @@ $(BIN)/.test-requirements: tests/requirements.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	touch $@
 
-# Uses Redis on its default port, as the scripts in $(BENCH) do.
+# Uses the servers on their default ports, as the scripts in $(BENCH) do: BROKER=redis or amqp, RUNS pairs in turn.
 bench:
 	@test -f $(BENCH)/drain.py || { echo "$(BENCH)/drain.py is absent: set BENCH" >&2; exit 1; }
 	$(MAKE) build PROFILE=release
 	$(BIN)/pip install --quiet --disable-pip-version-check hiredis psutil pika
-	for worker in celery celeriac; do \
-	  $(BIN)/python $(BENCH)/drain.py --label $$worker --worker "$(abspath $(BIN))/$$worker -A perfapp worker -c 2 -l error" --n $(or $(N),6000) || exit 1; \
-	done
+	for run in $$(seq $(or $(RUNS),3)); do for worker in celery:$(or $(N_CELERY),4000) celeriac:$(or $(N),30000); do \
+	  $(BIN)/python $(BENCH)/drain.py --broker $(or $(BROKER),redis) --label $${worker%:*} --n $${worker#*:} \
+	    --worker "$(abspath $(BIN))/$${worker%:*} -A perfapp worker -c 2 -l error" || exit 1; \
+	done; done
 
 clean:
 	$(CARGO) clean
