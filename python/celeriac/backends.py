@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery import signals, states
@@ -130,6 +131,8 @@ class Job(threading.local):
     uuid: str | None = None
     #: The tracer itself stores the final state.
     final = False
+    #: The broker delivered its message before.
+    redelivered = False
 
 
 class Writer:
@@ -161,7 +164,8 @@ class Writer:
         error = self.pipe.store(
             self.job.number,
             task_id,
-            state,
+            # `update_state(meta=...)` stores none.
+            str(state),
             document,
             key,
             expires,
@@ -300,8 +304,38 @@ def _plain_meta(backend: Any, result: Any, state: str, traceback: Any, request: 
     return meta
 
 
+#: Forgets that a chord was completed, if it was; deleting a claim that somebody holds would send its body twice.
+FORGET_DONE = """
+if redis.call('GET', KEYS[1]) == 'done' then
+    return redis.call('DEL', KEYS[1])
+end
+return 0
+"""
+
+
 class _Redis(_KeyValue):
     _native_limit = REDIS_LIMIT
+
+    def on_chord_part_return(self: Any, request: Any, state: str, result: Any, *args: Any, **kwargs: Any) -> Any:
+        self.writer.job.redelivered = bool((getattr(request, "delivery_info", None) or {}).get("redelivered"))
+        return super().on_chord_part_return(request, state, result, *args, **kwargs)  # type: ignore[misc]
+
+    @cached_property
+    def _chord_part_return_script(self: Any) -> Callable[..., Any]:
+        # The parts of a completed chord are dropped. When a frozen chord is sent again under its old ids, the mark of
+        # the first time stays until its last member is sent: a worker fast enough to end another member before that
+        # would drop a part of the new run, whose body then never comes. Only a message delivered again is a copy.
+        count = super()._chord_part_return_script  # type: ignore[misc]
+        forget_done = self.client.register_script(FORGET_DONE)
+
+        def part(keys: list[Any], args: list[Any], client: Any) -> Any:
+            counted = count(keys=keys, args=args, client=client)
+            if counted[0] == -1 and not self.writer.job.redelivered:
+                forget_done(keys=[keys[5]], client=client)
+                counted = count(keys=keys, args=args, client=client)
+            return counted
+
+        return part
 
     def _native_expires(self: Any, state: str) -> float | None:
         expires = getattr(self, "failure_expires", None) if state == states.FAILURE else None

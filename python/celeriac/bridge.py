@@ -44,7 +44,7 @@ def run(worker: Worker, zygote: Zygote) -> Ended:
         hooks,
         zygote_fd=zygote.socket,
         zygote_pid=zygote.pid,
-        wants_received=bool(signals.task_received.receivers),
+        wants_received=hooks.wants_received,
         bridges=kombu_bridge.bridges(worker.app) if ladder.broker(worker.app).rung == "python" else None,
     )
     return Ended(exitcode, restart)
@@ -57,6 +57,11 @@ class Hooks:
         self.worker = worker
         self.incidents = Incidents(worker)
         self.commands = Commands(worker)
+
+    @property
+    def wants_received(self) -> bool:
+        """Whether `task_received` has receivers; Rust asks again after each notice."""
+        return bool(signals.task_received.receivers)
 
     def notice(self, text: str) -> None:
         try:

@@ -249,6 +249,8 @@ class Lane:
         _, _, _, headers, properties, exchange, routing_key, redelivered, *_ = job
         request: dict[str, Any] = _loads(headers)
         props: dict[str, Any] = _loads(properties)
+        if self.plan.amqp:
+            props["application_headers"] = dict(request)
         request["properties"] = props
         request["reply_to"] = props.get("reply_to")
         request["correlation_id"] = props.get("correlation_id")
@@ -269,7 +271,7 @@ class Lane:
         traceback = safe_str(einfo.traceback)
         pipe = self.pipe
         if isinstance(exc, Reject):
-            pipe.rejected(number, bool(exc.requeue), safe_str(exc.reason), traceback)
+            pipe.rejected(number, bool(exc.requeue), _as_json(exc.reason), traceback)
         elif isinstance(exc, Ignore):
             pipe.ignored(number)
         elif isinstance(exc, Retry):
@@ -298,7 +300,6 @@ class Lane:
             task.backend.mark_as_failure(
                 context.id,
                 exc,
-                einfo.traceback,
                 request=context,
                 store_result=not ignored or task.store_errors_even_if_ignored,
             )
@@ -338,6 +339,14 @@ def _loads(text: str) -> Any:
     if "__type__" in text or "\\u" in text:
         return kombu_json.loads(text)
     return json.loads(text)
+
+
+def _as_json(reason: Any) -> str:
+    """What a result document keeps of an exception's argument."""
+    try:
+        return str(kombu_json.dumps(reason))
+    except Exception:
+        return json.dumps(safe_repr(reason))
 
 
 def _describe(einfo: Any) -> str:

@@ -14,6 +14,7 @@ from celery.utils.saferepr import saferepr
 from celery.worker.request import Request
 from kombu.message import Message
 from kombu.serialization import prepare_accept_content
+from kombu.utils import json as kombu_json
 
 if TYPE_CHECKING:
     from celeriac.worker import Worker
@@ -202,7 +203,7 @@ class Incidents:
         self, envelope: dict[str, Any], body: bytes, pid: int | None, exception: str, traceback: str
     ) -> None:
         request = self._request(envelope, body, pid)
-        exc = Reject(exception, requeue=False)
+        exc = Reject(kombu_json.loads(exception), requeue=False)
         self._fail(request, exc, _einfo(exc))
 
     def _cancelled(self, envelope: dict[str, Any], body: bytes, pid: int | None) -> None:

@@ -249,6 +249,18 @@ impl ChildPipe {
     }
 }
 
+/// Any text that Python can hold; what UTF-8 cannot (lone surrogates) is replaced. It is shown only: what is stored
+/// was encoded by Python.
+struct Text(String);
+
+impl<'py> FromPyObject<'_, 'py> for Text {
+    type Error = PyErr;
+
+    fn extract(object: pyo3::Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        Ok(Self(object.cast::<PyString>()?.to_string_lossy().into_owned()))
+    }
+}
+
 /// Resident memory of this process, KiB.
 fn resident() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -300,8 +312,8 @@ impl ChildPipe {
     }
 
     /// It returned.
-    fn succeeded(&self, py: Python<'_>, job: u64, result: String, runtime: f64) -> PyResult<()> {
-        self.ended(py, job, Outcome::Success { result, runtime })
+    fn succeeded(&self, py: Python<'_>, job: u64, result: Text, runtime: f64) -> PyResult<()> {
+        self.ended(py, job, Outcome::Success { result: result.0, runtime })
     }
 
     /// It raised; the failure is stored.
@@ -309,16 +321,16 @@ impl ChildPipe {
         &self,
         py: Python<'_>,
         job: u64,
-        exception: String,
-        traceback: String,
+        exception: Text,
+        traceback: Text,
         runtime: f64,
     ) -> PyResult<()> {
-        self.ended(py, job, Outcome::Failure { exception, traceback, runtime })
+        self.ended(py, job, Outcome::Failure { exception: exception.0, traceback: traceback.0, runtime })
     }
 
     /// It asked to be retried; the new message is sent.
-    fn retried(&self, py: Python<'_>, job: u64, exception: String, traceback: String) -> PyResult<()> {
-        self.ended(py, job, Outcome::Retry { exception, traceback })
+    fn retried(&self, py: Python<'_>, job: u64, exception: Text, traceback: Text) -> PyResult<()> {
+        self.ended(py, job, Outcome::Retry { exception: exception.0, traceback: traceback.0 })
     }
 
     /// It raised `Ignore`.
@@ -332,25 +344,25 @@ impl ChildPipe {
         py: Python<'_>,
         job: u64,
         requeue: bool,
-        exception: String,
-        traceback: String,
+        exception: Text,
+        traceback: Text,
     ) -> PyResult<()> {
-        self.ended(py, job, Outcome::Rejected { requeue, exception, traceback })
+        self.ended(py, job, Outcome::Rejected { requeue, exception: exception.0, traceback: traceback.0 })
     }
 
     /// The body could not be decoded.
-    fn undecodable(&self, py: Python<'_>, job: u64, reason: String) -> PyResult<()> {
-        self.ended(py, job, Outcome::Undecodable { reason })
+    fn undecodable(&self, py: Python<'_>, job: u64, reason: Text) -> PyResult<()> {
+        self.ended(py, job, Outcome::Undecodable { reason: reason.0 })
     }
 
     /// The body is no task.
-    fn malformed(&self, py: Python<'_>, job: u64, reason: String) -> PyResult<()> {
-        self.ended(py, job, Outcome::Malformed { reason })
+    fn malformed(&self, py: Python<'_>, job: u64, reason: Text) -> PyResult<()> {
+        self.ended(py, job, Outcome::Malformed { reason: reason.0 })
     }
 
     /// The task ended this process, which is about to leave.
-    fn lost(&self, py: Python<'_>, job: u64, status: String) -> PyResult<()> {
-        self.ended(py, job, Outcome::WorkerLost { status })
+    fn lost(&self, py: Python<'_>, job: u64, status: Text) -> PyResult<()> {
+        self.ended(py, job, Outcome::WorkerLost { status: status.0 })
     }
 
     /// Has a result written. With `wait` this returns when it is, or with what went wrong.
@@ -363,8 +375,8 @@ impl ChildPipe {
         &self,
         py: Python<'_>,
         job: u64,
-        task_id: String,
-        state: String,
+        task_id: Text,
+        state: Text,
         document: &[u8],
         key: String,
         expires: Option<f64>,
@@ -373,8 +385,8 @@ impl ChildPipe {
         wait: bool,
     ) -> PyResult<Option<String>> {
         let record = Record {
-            task_id,
-            state,
+            task_id: task_id.0,
+            state: state.0,
             document: Bytes::copy_from_slice(document),
             key,
             expires: expires.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),

@@ -3,8 +3,9 @@
 //! The worker runs on a thread of its own and puts calls into a channel; the main thread, with the GIL released
 //! while it waits, carries them out in order on the hooks object of `python/celeriac/bridge.py`.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -34,18 +35,27 @@ pub(super) enum Call {
 /// The worker's side.
 pub(super) struct PyHooks {
     calls: Sender<Call>,
-    wants_received: bool,
+    /// Refreshed after each notice: handlers of `worker_ready` connect others.
+    wants_received: Arc<AtomicBool>,
     /// Writes records with data, the lines of received tasks, where Python need not see them.
     lines: Option<Mutex<LineWriter>>,
+}
+
+/// The main thread's end.
+pub(super) struct Inbox {
+    calls: Receiver<Call>,
+    wants_received: Arc<AtomicBool>,
 }
 
 /// The channel's two ends.
 pub(super) fn pair(
     wants_received: bool,
     lines: Option<&LineConfig>,
-) -> (PyHooks, Sender<Call>, Receiver<Call>) {
+) -> (PyHooks, Sender<Call>, Inbox) {
     let (calls, inbox) = channel();
     let lines = lines.and_then(LineWriter::new).map(Mutex::new);
+    let wants_received = Arc::new(AtomicBool::new(wants_received));
+    let inbox = Inbox { calls: inbox, wants_received: wants_received.clone() };
     (PyHooks { calls: calls.clone(), wants_received, lines }, calls, inbox)
 }
 
@@ -67,7 +77,7 @@ impl Hooks for PyHooks {
     }
 
     fn wants_received(&self) -> bool {
-        self.wants_received
+        self.wants_received.load(Ordering::Relaxed)
     }
 
     async fn received(&self, message: &Message, info: &DeliveryInfo) {
@@ -92,10 +102,11 @@ impl Hooks for PyHooks {
 
 /// Serves calls until [`Call::Over`]. An exception of a hook is the hook object's own business: it logs what user
 /// code raises. What it lets through ends the worker.
-pub(super) fn serve(py: Python<'_>, hooks: &Bound<'_, PyAny>, inbox: Receiver<Call>) -> PyResult<()> {
+pub(super) fn serve(py: Python<'_>, hooks: &Bound<'_, PyAny>, inbox: Inbox) -> PyResult<()> {
     let mut next = None;
+    let Inbox { calls, wants_received } = inbox;
     // `Receiver` is not `Sync`; only this thread uses it, with and without the GIL.
-    let mut inbox = Some(inbox);
+    let mut inbox = Some(calls);
     loop {
         let call = match next.take() {
             Some(call) => call,
@@ -131,6 +142,10 @@ pub(super) fn serve(py: Python<'_>, hooks: &Bound<'_, PyAny>, inbox: Receiver<Ca
                 }
                 log(hooks, records)?;
             }
+            Call::Notice(notice) => {
+                hooks.call_method1("notice", (text(&notice),))?;
+                wants_received.store(hooks.getattr("wants_received")?.is_truthy()?, Ordering::Relaxed);
+            }
             call => one(py, hooks, call)?,
         }
     }
@@ -147,9 +162,6 @@ fn log(hooks: &Bound<'_, PyAny>, records: Vec<LogRecord>) -> PyResult<()> {
 
 fn one(py: Python<'_>, hooks: &Bound<'_, PyAny>, call: Call) -> PyResult<()> {
     match call {
-        Call::Notice(notice) => {
-            hooks.call_method1("notice", (text(&notice),))?;
-        }
         Call::Received(parts, done) => {
             let (message, info) = *parts;
             hooks.call_method1("received", (envelope(&message, &info), PyBytes::new(py, &message.body)))?;
@@ -169,7 +181,7 @@ fn one(py: Python<'_>, hooks: &Bound<'_, PyAny>, call: Call) -> PyResult<()> {
             let answer: Option<String> = answer.extract()?;
             let _ = done.send(answer.and_then(|answer| serde_json::from_str(&answer).ok()));
         }
-        Call::Log(_) | Call::Over => {}
+        Call::Notice(_) | Call::Log(_) | Call::Over => {}
     }
     Ok(())
 }
