@@ -189,7 +189,7 @@ def parent(self):
     self.app.send_task("classes.leaf", ("by name",))
     leaf.apply_async(("apart",), add_to_parent=False)
     direct = leaf("direct")
-    eager = leaf.apply(("eager",)).get()
+    eager = leaf.apply(("eager",)).result
     return {
         "children": [child.id in (first.id, second.id, third.id) for child in self.request.children],
         "direct": direct,
@@ -223,7 +223,7 @@ def eager(self):
     app.conf.task_always_eager = True
     try:
         done = leaf.delay("eagerly")
-        return [done.get(), type(done).__name__, done.state]
+        return [done.result, type(done).__name__, done.state]
     finally:
         app.conf.task_always_eager = False
 
