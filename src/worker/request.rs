@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::broker::Handle;
+use crate::broker::{Delivery, Handle};
 use crate::config::TaskPolicy;
 use crate::pool::{Job, JobId};
 use crate::protocol::{DeliveryInfo, Message, TaskHeaders};
@@ -29,6 +29,26 @@ pub struct Request {
 }
 
 impl Request {
+    /// A message of protocol 1 that a child has to decode before anything can be said of it: a job without a name.
+    /// It is settled when the child has answered, so it counts as one that is acknowledged late.
+    pub fn untranslated(delivery: Delivery) -> Self {
+        Self {
+            headers: Box::default(),
+            message: delivery.message,
+            info: delivery.info,
+            handle: delivery.handle,
+            policy: Arc::new(TaskPolicy { acks_late: true, ..TaskPolicy::default() }),
+            eta: None,
+            expires: None,
+            bounced: false,
+        }
+    }
+
+    /// Whether it is one of those.
+    pub fn is_untranslated(&self) -> bool {
+        self.headers.task.is_empty()
+    }
+
     /// The job for the pool.
     pub fn job(&self, id: JobId) -> Job {
         Job {
