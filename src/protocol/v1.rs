@@ -86,7 +86,8 @@ pub fn translate(message: &Message) -> Result<Message, V1Error> {
         return Err(V1Error::NotATask("its body is no mapping"));
     }
     let body = json::members(body)?;
-    let headers_2 = match (headers.contains_key("task"), body.contains_key("task"), body.contains_key("args")) {
+    let headers_2 = match (headers.contains_key("task"), body.contains_key("task"), body.contains_key("args"))
+    {
         // As in 5.7: whatever has arguments is taken for a hybrid, and loses what that list does not name.
         (true, _, true) | (_, true, true) => from_hybrid(&headers, &body)?,
         (_, true, false) => from_body(message, &body)?,

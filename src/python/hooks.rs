@@ -48,10 +48,7 @@ pub(super) struct Inbox {
 }
 
 /// The channel's two ends.
-pub(super) fn pair(
-    wants_received: bool,
-    lines: Option<&LineConfig>,
-) -> (PyHooks, Sender<Call>, Inbox) {
+pub(super) fn pair(wants_received: bool, lines: Option<&LineConfig>) -> (PyHooks, Sender<Call>, Inbox) {
     let (calls, inbox) = channel();
     let lines = lines.and_then(LineWriter::new).map(Mutex::new);
     let wants_received = Arc::new(AtomicBool::new(wants_received));

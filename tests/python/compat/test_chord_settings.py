@@ -32,7 +32,8 @@ def test_a_frozen_chord_that_is_sent_again_runs_again(alike):
 
 def member(stage, chord_of, number, task_id, **properties):
     """One message of a chord's header, as the sender puts it."""
-    body = raw.body([number], {"op": "add", "w": "chord"}, {"chord": dict(chord_of), "callbacks": None, "errbacks": None, "chain": None})
+    embed = {"chord": dict(chord_of), "callbacks": None, "errbacks": None, "chain": None}
+    body = raw.body([number], {"op": "add", "w": "chord"}, embed)
     headers = raw.headers("workflows.task", task_id, group="frozen", group_index=number)
     raw.put(stage, headers, body, **properties)
 

@@ -81,7 +81,8 @@ def play(stage):
 
 @pytest.mark.parametrize(("broker", "backend"), [("redis", "redis"), ("amqp", "redis")])
 def test_tasks_are_retried_alike(alike, broker, backend):
-    seen = alike(play, broker, backend, broker_transport_options={"priority_steps": [0, 3, 6, 9]} if broker == "redis" else {})
+    options = {"priority_steps": [0, 3, 6, 9]} if broker == "redis" else {}
+    seen = alike(play, broker, backend, broker_transport_options=options)
     results = {task_id: told["document"] for task_id, told in seen.items() if "document" in told}
     assert results["other_arguments-0"]["result"] == "[3, 4]"
     assert results["without_end-5"]["result"] == "5"

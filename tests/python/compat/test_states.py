@@ -1,4 +1,4 @@
-"""What is stored of a task: its states in order, results and exceptions of every sort, with every setting that says so."""
+"""What is stored of a task: its states in order, results and exceptions of every sort, under every setting for it."""
 
 import json
 import re
@@ -209,3 +209,23 @@ def test_user_code_sees_the_same_request(alike):
         seen = alike(requests, broker)
         assert seen[0]["values"]["args"] == "[1, 'zwölf']"
         assert seen[1]["values"]["timelimit"] == "[60, 50]"
+
+
+def test_the_request_of_a_protocol_1_message_is_the_same(alike):
+    # Kept beyond what Celery keeps: the order in a chord, and what arguments look like.
+    more = {"argsrepr", "kwargsrepr", "group_index", "utc"}
+
+    def request(stage):
+        stage.app.conf.task_protocol = 1
+        stage.worker(app="semantics", conf={"task_protocol": 1})
+        answer = stage.app.send_task(
+            "states.everything", (1, "z"), {"a": {"b": 1}}, shadow="other", time_limit=50, group_id="group",
+            group_index=1, root_id="root", headers={"tenant": "a"},
+        ).get(timeout=30)  # fmt: skip
+        differs = {"origin", "hostname", "reply_to", "correlation_id"} | more
+        answer["seen"] = {name: plain(value) for name, value in answer["seen"].items() if name not in differs}
+        return answer
+
+    seen = alike(request)["seen"]
+    assert seen["tenant"] == "'a'"
+    assert seen["headers"] == "{'meth': None, 'tenant': 'a'}"

@@ -76,11 +76,7 @@ def test_a_task_that_calls_others_is_their_parent(alike):
         lines = stage.wait_journal("run", count=9)
         until(lambda: worker.log.count("succeeded") >= 9, worker.describe)
         calls = sorted(
-            (
-                line
-                for line in lines
-                if "joined" not in line["args"] and line["args"] and line["id"] != "parent"
-            ),
+            (line for line in lines if "joined" not in line["args"] and line["args"] and line["id"] != "parent"),
             key=lambda line: line["args"],
         )
         return {
@@ -88,8 +84,7 @@ def test_a_task_that_calls_others_is_their_parent(alike):
             "joined": joined,
             "children": sorted(plain(child.id) for child in parent.children),
             "calls": [
-                {key: plain(repr(value)) for key, value in line.items() if key not in ("pid", "time")}
-                for line in calls
+                {key: plain(repr(value)) for key, value in line.items() if key not in ("pid", "time")} for line in calls
             ],
         }
 

@@ -3,6 +3,7 @@
 import re
 
 import redis
+
 from support.lines import by_process, lines_of_task, plain
 from support.waiting import until
 

@@ -1,13 +1,13 @@
 """Task classes, their hooks, their checks of arguments; tasks that call other tasks."""
 
-from typing import Optional
-
 from base import record
 from celery import Task, current_app, current_task
 from celery.exceptions import Ignore, Reject
 from pydantic import BaseModel
 
 from .celery import app, note
+
+PLAIN = (int, str, list, dict, tuple, type(None))
 
 
 class Everywhere(app.Task):
@@ -29,7 +29,7 @@ class Hooked(Everywhere):
         record(
             hook,
             id=request.id,
-            rest=[repr(part) if not isinstance(part, (int, str, list, dict, tuple, type(None))) else part for part in rest],
+            rest=[part if isinstance(part, PLAIN) else repr(part) for part in rest],
             stored=self.AsyncResult(request.id).state,
             current=current_task.name if current_task else None,
             **more,
@@ -237,11 +237,11 @@ class Argument(BaseModel):
 
 class Answer(BaseModel):
     value: int
-    name: Optional[str] = None
+    name: str | None = None
 
 
 @app.task(name="classes.model", pydantic=True)
-def model(argument: Argument, plain: int, maybe: Optional[Argument] = None) -> Answer:
+def model(argument: Argument, plain: int, maybe: Argument | None = None) -> Answer:
     kinds = [type(argument).__name__, type(plain).__name__, type(maybe).__name__]
     return Answer(value=argument.value + int(plain), name=" ".join(kinds))
 
@@ -251,7 +251,12 @@ def model_strict(argument: Argument) -> int:
     return argument.value
 
 
-@app.task(name="classes.model_context", pydantic=True, pydantic_context={"a": 1}, pydantic_dump_kwargs={"exclude_none": True})
+@app.task(
+    name="classes.model_context",
+    pydantic=True,
+    pydantic_context={"a": 1},
+    pydantic_dump_kwargs={"exclude_none": True},
+)
 def model_context(argument: Argument) -> Answer:
     return Answer(value=argument.value)
 

@@ -53,7 +53,7 @@ EXCEPTIONS = {
     "unspeakable": lambda: Unspeakable("x"),
     "unpicklable": lambda: Unpicklable("hooked"),
     "unencodable": lambda: ValueError(object, {1, 2}),
-    "non_ascii": lambda: ValueError("schön war's – ☃"),
+    "non_ascii": lambda: ValueError("schön war's: ☃"),
     "surrogate": lambda: ValueError("\ud800"),
     "no_arguments": lambda: ValueError(),
     "key": lambda: KeyError("missing"),
@@ -92,7 +92,7 @@ VALUES = {
     "set": lambda: {1},
     "tuple": lambda: (1, (2, 3)),
     "pair": lambda: Pair(1, [2]),
-    "keys": lambda: {1: "one", None: "none", True: "yes"},
+    "keys": lambda: {1: "one", None: "none", False: "no"},
     "bad_keys": lambda: {(1, 2): 3},
     "object": lambda: object,
     "function": lambda: note,
@@ -157,9 +157,12 @@ def success_first(self):
     raise ValueError("too late")
 
 
+FAILED = {"exc_type": "ValueError", "exc_message": ["x"], "exc_module": "builtins"}
+
+
 @app.task(name="states.failure_by_hand", bind=True)
 def failure_by_hand(self):
-    self.update_state(state=states.FAILURE, meta={"exc_type": "ValueError", "exc_message": ["x"], "exc_module": "builtins"})
+    self.update_state(state=states.FAILURE, meta=FAILED)
     raise Ignore()
 
 
@@ -258,7 +261,7 @@ def everything(self, *args, **kwargs):
         "seen": seen,
         "delivery_info": sorted(request.delivery_info),
         "options": sorted(request.as_execution_options()),
-        "task": [self.name, self.app.current_task is self or self.app.current_task.name, self.app.current_worker_task.name],
+        "task": [self.name, self.app.current_task.name, self.app.current_worker_task.name],
         "called_directly": request.called_directly,
         "pid": os.getpid() > 1,
         "missing": getattr(request, "no_such_field", "absent"),

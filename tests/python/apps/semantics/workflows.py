@@ -1,4 +1,4 @@
-"""The tasks of workflows. Each run is noted with the workflow it belongs to (`w`), so that all that ran can be compared."""
+"""The tasks of workflows. Each run is noted with its workflow (`w`), so that all that ran can be compared."""
 
 from base import record
 from celery import chain, chord, group
@@ -102,7 +102,8 @@ def two(x, y):
 
 @app.task(name="workflows.errback")
 def errback(request, exc, traceback, w=None):
-    record("errback", w=w, of=request.kwargs.get("op") if request.kwargs else None, exc=repr(exc), traceback=bool(traceback))
+    of = request.kwargs.get("op") if request.kwargs else None
+    record("errback", w=w, of=of, exc=repr(exc), traceback=bool(traceback))
 
 
 @app.task(name="workflows.old_errback")
