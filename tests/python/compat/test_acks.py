@@ -1,7 +1,7 @@
 """Acknowledgements, time limits and lost children: what is settled, what is stored, what runs again."""
 
 import pytest
-from support.lines import lines_of_task, plain
+from support.lines import lines, lines_of_task, plain
 from support.waiting import until
 
 
@@ -75,11 +75,13 @@ def test_limits_of_the_call_and_of_the_command_line_count(alike):
         stage.worker("--soft-time-limit=1")
         soft = stage.send("sleep", 30)
         ended(stage, soft)
-        return [outcome(result) for result in (*hard, soft)]
+        said = [text for _, _, text in lines(stage.logs()) if "time limit" in text]
+        return [*[outcome(result) for result in (*hard, soft)], said]
 
     seen = alike(limits)
-    assert seen[:2] == [["FAILURE", "TimeLimitExceeded(1)"], ["FAILURE", "TimeLimitExceeded(2)"]]
+    assert seen[:2] == [["FAILURE", "TimeLimitExceeded(1)"], ["FAILURE", "TimeLimitExceeded(2.0)"]]
     assert "SoftTimeLimitExceeded" in seen[2][1]
+    assert len(seen[3]) == 3
 
 
 @pytest.mark.parametrize("broker", ["redis", "amqp"])
