@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import threading
+import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import cached_property
@@ -23,6 +24,9 @@ from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
 if TYPE_CHECKING:
     from celeriac._core import ChildPipe
+
+#: How often a part that came again asks whether the claim on its chord's body is gone: claims end after seconds.
+CLAIM_POLL = 0.2
 
 #: Redis holds values of up to this many bytes.
 REDIS_LIMIT = 512 * 1024 * 1024
@@ -317,7 +321,14 @@ class _Redis(_KeyValue):
     _native_limit = REDIS_LIMIT
 
     def on_chord_part_return(self: Any, request: Any, state: str, result: Any, *args: Any, **kwargs: Any) -> Any:
-        self.writer.job.redelivered = bool((getattr(request, "delivery_info", None) or {}).get("redelivered"))
+        redelivered = bool((getattr(request, "delivery_info", None) or {}).get("redelivered"))
+        self.writer.job.redelivered = redelivered
+        # Its first run may have died while it sent the body. Since 5.7 it then left a claim behind, and a part that
+        # is returned while a claim stands sends nothing, so the body would never be sent.
+        if request.group and redelivered:
+            claim = self.get_key_for_group(request.group, ".c")
+            while self.client.get(claim) not in (None, b"done", "done"):
+                time.sleep(CLAIM_POLL)
         return super().on_chord_part_return(request, state, result, *args, **kwargs)  # type: ignore[misc]
 
     @cached_property

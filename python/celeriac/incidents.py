@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from billiard.einfo import ExceptionInfo
 from celery import signals, states
 from celery.app.trace import task_has_custom
+from celery.backends.redis import RedisBackend
 from celery.exceptions import NotRegistered, Reject, Retry, TimeLimitExceeded, WorkerLostError
 from celery.utils.saferepr import saferepr
 from celery.worker.request import Request
@@ -165,9 +166,14 @@ class Incidents:
         exc = WorkerLostError(f"Worker exited prematurely: {status}.")
         einfo = _einfo(exc)
         task = request.task
-        stored = getattr(request, "_success_was_stored", lambda: False)()
-        if stored:
+        stored: Any = getattr(request, "_success_was_stored", lambda: False)()
+        # Only a chord's part is returned after the result is stored. Where returning it twice counts once the task
+        # runs again or, if it must not, the part is returned here: Celery leaves the chord waiting for it.
+        part = request._context.chord and isinstance(task.backend, RedisBackend)
+        if stored and not (part and requeued):
             logger.warning("Task %s[%s] succeeded before the worker was lost: %r", request.name, request.id, exc)
+            if part:
+                task.backend.on_chord_part_return(request._context, states.SUCCESS, stored.get("result"))
             return "ack"
         if getattr(task, "retry_on_worker_lost", False):
             limit = task.max_retries

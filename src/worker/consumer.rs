@@ -44,6 +44,15 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 /// How long killed children may take at a cold stop, with their account; longer than the pool waits before it kills.
 const COLD_PATIENCE: Duration = Duration::from_secs(8);
 
+/// What goes on, in the order in which it came, when the app has been told of the tasks before it.
+#[derive(Debug)]
+pub(super) enum Received {
+    /// That the app was just told of.
+    Task(Box<Request>),
+    /// Of remote control.
+    Command(Message),
+}
+
 /// A request that waits for its time.
 #[derive(Debug)]
 pub(super) enum Waiting {
@@ -101,7 +110,7 @@ pub(super) struct Consumer {
     pub(super) unwritten: usize,
     pub(super) reports: JoinSet<Reported>,
     pub(super) asking: JoinSet<Option<(control::Request, Option<Value>)>>,
-    receiving: FuturesOrdered<BoxFuture<'static, Request>>,
+    pub(super) receiving: FuturesOrdered<BoxFuture<'static, Received>>,
     etas: u32,
     told_prefetch: u32,
     started: Instant,
@@ -169,7 +178,7 @@ impl Consumer {
                 event = inbox.pool.recv() => self.on_pool_events(event, &mut inbox.pool),
                 Some(written) = inbox.written.recv() => self.on_written(written),
                 Some(reported) = self.reports.join_next() => self.on_reported(reported),
-                Some(request) = self.receiving.next() => self.admit(request),
+                Some(received) = self.receiving.next() => self.on_received(received),
                 Some(answer) = self.asking.join_next() => self.on_answer(answer),
                 Some(cause) = inbox.causes.recv() => self.on_cause(cause),
                 () = tokio::time::sleep_until(until) => self.on_due(),
@@ -331,10 +340,17 @@ impl Consumer {
             let hooks = self.hooks.clone();
             self.receiving.push_back(Box::pin(async move {
                 hooks.received(&request.message, &request.info).await;
-                request
+                Received::Task(Box::new(request))
             }));
         } else {
             self.admit(request);
+        }
+    }
+
+    fn on_received(&mut self, received: Received) {
+        match received {
+            Received::Task(request) => self.admit(*request),
+            Received::Command(message) => self.obey(&message),
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::consumer::{Consumer, Shown, Waiting};
+use super::consumer::{Consumer, Received, Shown, Waiting};
 use super::revoked::RevokedTasks;
 use super::shutdown::Cause;
 use crate::broker::topology::Queue;
@@ -17,8 +17,17 @@ use crate::pool::JobId;
 use crate::protocol::Message;
 
 impl Consumer {
+    /// A command sees every task that came before it, so it waits with those that the app is being told of.
     pub(super) fn on_control(&mut self, message: Message) {
-        match control::handle(&message, self) {
+        if self.receiving.is_empty() {
+            self.obey(&message);
+        } else {
+            self.receiving.push_back(Box::pin(std::future::ready(Received::Command(message))));
+        }
+    }
+
+    pub(super) fn obey(&mut self, message: &Message) {
+        match control::handle(message, self) {
             Handled::Done => {}
             Handled::Reply(publication) => self.publish(publication),
             Handled::Ask(request) => {

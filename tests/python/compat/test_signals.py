@@ -2,7 +2,7 @@
 
 import pytest
 from support.lines import plain
-from support.waiting import until
+from support.waiting import PATIENCE, until
 
 # Volatile in value, though always there.
 VOLATILE = {
@@ -132,3 +132,15 @@ def test_a_hard_time_limit_fires_task_failure_once_in_the_parent(stage_on, kind)
     assert {line["role"] for line in failures} == {"MainProcess"}
     # The original fires it twice; once is what a handler that sends an alert wants.
     assert len(failures) == {"celery": 2, "celeriac": 1}[kind]
+
+
+def test_remote_control_sees_the_tasks_that_came_before_it(alike):
+    def scheduled(stage):
+        worker = stage.worker(app="slow_to_notice")
+        result = stage.send("add", 1, 1, countdown=30)
+        stage.wait_journal("noticing", task=result.id)
+        shown = stage.app.control.inspect(timeout=PATIENCE, limit=1).scheduled()
+        assert worker.stop() == 0
+        return [entry["request"]["id"] == result.id for entry in shown["w0@here"]]
+
+    assert alike(scheduled, "amqp") == [True]
