@@ -1,50 +1,95 @@
 //! The worker as remote control sees it.
 
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::consumer::{Consumer, Shown, Waiting};
-use super::revoked::RevokedTasks;
+use super::hooks::{Notice, Unstarted};
+use super::revoked::{Lasting, RevokedTasks};
 use super::shutdown::Cause;
 use crate::broker::topology::Queue;
-use crate::broker::{Command, Publication};
+use crate::broker::{Command, Publication, Remembrance};
+use crate::clock;
 use crate::cluster::clock::LamportClock;
 use crate::config::TaskPolicy;
 use crate::control::{self, Handled, Panel, PoolStats, Stage, Stats, TaskRequest, broker_stats};
 use crate::pool::JobId;
 use crate::protocol::Message;
 
+/// What the app was asked.
+pub(super) enum Asked {
+    /// A command; this is its answer.
+    Command(control::Request, Option<Value>),
+    /// To store revoked tasks; done, and this is the reply that waited.
+    Stored(Option<Box<Publication>>),
+}
+
 impl Consumer {
     pub(super) fn on_control(&mut self, message: Message) {
-        match control::handle(&message, self) {
+        let handled = control::handle(&message, self);
+        let hooks = self.hooks.clone();
+        if !self.storing.is_empty() {
+            let tasks = std::mem::take(&mut self.storing);
+            let reply = if let Handled::Reply(publication) = handled { Some(publication) } else { None };
+            self.asking.spawn(async move {
+                hooks.store_revoked(tasks).await;
+                Asked::Stored(reply)
+            });
+            return;
+        }
+        match handled {
             Handled::Done => {}
             Handled::Reply(publication) => self.publish(publication),
             Handled::Ask(request) => {
                 let arguments = Value::Object(request.arguments.clone());
-                self.ask(Some(request.clone()), request.method, arguments);
+                self.asking.spawn(async move {
+                    let answer = hooks.control(&request.method, arguments).await;
+                    Asked::Command(request, answer)
+                });
             }
         }
     }
 
-    /// Asks the app; its answer, if one is wanted, is published.
-    pub(super) fn ask(&mut self, request: Option<control::Request>, method: String, arguments: Value) {
-        let hooks = self.hooks.clone();
-        self.asking.spawn(async move {
-            let answer = hooks.control(&method, arguments).await;
-            request.map(|request| (request, answer))
-        });
+    pub(super) fn on_answer(&mut self, asked: Result<Asked, tokio::task::JoinError>) {
+        let publication = match asked {
+            Ok(Asked::Command(request, answer)) => control::answered(&request, answer, self),
+            Ok(Asked::Stored(publication)) => publication,
+            Err(_) => None,
+        };
+        if let Some(publication) = publication {
+            self.publish(publication);
+        }
     }
 
-    pub(super) fn on_answer(
-        &mut self,
-        answer: Result<Option<(control::Request, Option<Value>)>, tokio::task::JoinError>,
-    ) {
-        if let Ok(Some((request, answer))) = answer
-            && let Some(publication) = control::answered(&request, answer, self)
-        {
-            self.publish(publication);
+    /// What workers before this one were told to revoke.
+    pub(super) fn recall(&mut self, entries: &[String]) {
+        let now = Instant::now();
+        let mut ids = Vec::new();
+        for lasting in entries.iter().filter_map(|entry| Lasting::read(entry)) {
+            match lasting {
+                Lasting::Id(id) if self.revoked.contains(&id) => {}
+                Lasting::Id(id) => {
+                    self.revoked.insert(&id, now);
+                    ids.push(id);
+                }
+                Lasting::Stamp(name, value) => self.revoked.insert_stamps(&name, &[value]),
+            }
+        }
+        tracing::debug!(target: "celery.worker", count = entries.len(), "The broker remembers what is revoked.");
+        if !ids.is_empty() {
+            self.hooks.notice(Notice::Revoked(ids));
+        }
+    }
+
+    /// Has the broker remember revokes, each for so many seconds, where it can.
+    fn remember(&mut self, entries: Vec<(String, f64)>) {
+        if self.link.broker().capabilities().remembers && !entries.is_empty() {
+            let most = self.revoked.bounds().most;
+            self.link.send(Command::Remember(Remembrance { entries, most }));
         }
     }
 
@@ -79,6 +124,32 @@ impl Panel for Consumer {
 
     fn revoked(&mut self) -> &mut RevokedTasks {
         &mut self.revoked
+    }
+
+    fn revoke(&mut self, ids: &[String]) {
+        let wanted: HashSet<&str> = ids.iter().map(String::as_str).collect();
+        let now = clock::now();
+        let waits = self.waiting.iter().filter_map(|(at, waiting)| match waiting {
+            Waiting::Eta(request) | Waiting::Limited(request) => Some((request.headers.id.as_str(), at - now)),
+            Waiting::Parked { shown, .. } => Some((shown.as_ref()?.headers.id.as_str(), at - now)),
+            Waiting::Heartbeat => None,
+        });
+        let waits: HashMap<&str, f64> = waits.filter(|(id, _)| wanted.contains(id)).collect();
+        let bounds = self.revoked.bounds();
+        let entry = |id: &String| {
+            (Lasting::Id(id.clone()).text(), bounds.lasts(waits.get(id.as_str()).copied().unwrap_or(0.0)))
+        };
+        let entries = ids.iter().map(entry).collect();
+        ids.iter().for_each(|id| self.revoked.insert(id, Instant::now()));
+        self.hooks.notice(Notice::Revoked(ids.to_vec()));
+        self.remember(entries);
+    }
+
+    fn revoke_stamps(&mut self, name: &str, values: &[Value]) {
+        self.revoked.insert_stamps(name, values);
+        let lasts = self.revoked.bounds().lasts(0.0);
+        let entry = |value: &Value| (Lasting::Stamp(name.to_owned(), value.clone()).text(), lasts);
+        self.remember(values.iter().map(entry).collect());
     }
 
     fn requests(&self) -> Vec<TaskRequest<'_>> {
@@ -145,7 +216,7 @@ impl Panel for Consumer {
                 active: self.jobs.active().count(),
             },
             broker: broker_stats(&self.link.broker().address(), &self.config.broker),
-            prefetch_count: self.wanted_prefetch(),
+            prefetch_count: self.wanted_prefetch().unwrap_or(0),
         }
     }
 
@@ -154,8 +225,8 @@ impl Panel for Consumer {
             .tasks
             .iter()
             .map(|(name, policy)| {
-                let text = self.rate_texts.get(name).or(policy.rate_limit_text.as_ref());
-                (name.clone(), text.filter(|_| policy.rate_limit.is_some()).cloned())
+                let changed = self.rate_texts.get(name);
+                (name.clone(), changed.unwrap_or(&policy.rate_limit_text).clone())
             })
             .collect()
     }
@@ -164,31 +235,45 @@ impl Panel for Consumer {
         self.config.shutdown.terminate_signal()
     }
 
-    fn store_revoked(&mut self, ids: Vec<String>) {
-        self.ask(None, "celeriac.store_revoked".to_owned(), json!({"ids": ids}));
+    fn store_revoked(&mut self, tasks: Vec<Unstarted>) {
+        self.storing = tasks;
     }
 
-    fn terminate(&mut self, id: &str, signal: i32) {
-        if !self.pool.interrupts() {
-            tracing::error!(
-                target: "celery.worker.control",
-                "Task {id} cannot be terminated: the {} pool cannot interrupt a task. It runs to its end.",
-                self.pool.name()
-            );
-            return;
-        }
+    fn terminate(&mut self, id: &str, signal: i32) -> Result<(), String> {
         let jobs: Vec<JobId> =
             self.jobs.active().filter(|(_, job)| job.request.headers.id == id).map(|(job, _)| job).collect();
+        if !jobs.is_empty() && !self.pool.interrupts() {
+            let name = self.pool.name();
+            return Err(format!("NotImplementedError('the {name} pool cannot end a task that runs')"));
+        }
         // A request that has not started is discarded when its turn comes: its id is revoked.
         for job in jobs {
             self.terminate_running(job, signal);
         }
+        Ok(())
     }
 
-    fn rate_limit(&mut self, task: &str, rate: Option<f64>, text: &str) -> bool {
+    fn rate_limit(&mut self, task: &str, rate: Option<f64>, text: Option<&str>) -> bool {
+        if !self.change_policy(task, |policy| policy.rate_limit = rate) {
+            return false;
+        }
+        self.rate_texts.insert(task.to_owned(), text.map(str::to_owned));
         self.rate_limits.reset(task);
-        self.rate_texts.insert(task.to_owned(), text.to_owned());
-        self.change_policy(task, |policy| policy.rate_limit = rate)
+        // Those that wait for their turn get another, in their order.
+        let (again, others): (Vec<_>, Vec<_>) = self.waiting.drain_sorted().into_iter().partition(
+            |(_, waiting)| matches!(waiting, Waiting::Limited(request) if request.headers.task == task),
+        );
+        for (at, waiting) in others {
+            self.waiting.push(at, waiting);
+        }
+        let now = clock::now();
+        for (_, waiting) in again {
+            if let Waiting::Limited(request) = waiting {
+                self.limited -= 1;
+                self.take_turn(*request, now);
+            }
+        }
+        true
     }
 
     fn time_limit(&mut self, task: &str, soft: Option<f64>, hard: Option<f64>) -> bool {

@@ -1,11 +1,14 @@
 //! Which tasks are revoked: ids, bounded in number, and stamps, which are not. As in 5.7 an id is forgotten when it is
 //! old only once the set is full, and the oldest go first.
+//!
+//! A broker that remembers keeps both for the workers to come, as [`Lasting`] entries.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use crate::protocol::TaskHeaders;
@@ -26,6 +29,12 @@ impl Default for Bounds {
 }
 
 impl Bounds {
+    /// For how many seconds from now a broker is to remember a revoke of a task that is due in `due` seconds: a task
+    /// that waits for its `eta` is revoked for as long as it waits.
+    pub fn lasts(&self, due: f64) -> f64 {
+        if self.keep.is_zero() { f64::INFINITY } else { self.keep.as_secs_f64() + due.max(0.0) }
+    }
+
     /// The bounds that `CELERY_WORKER_REVOKES_MAX` and `CELERY_WORKER_REVOKE_EXPIRES` set; `variable` reads one.
     ///
     /// # Errors
@@ -62,6 +71,31 @@ pub enum Revoked {
     },
 }
 
+/// A revoke as a broker remembers it: the JSON text of an id, or of a pair of a stamp's name and value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Lasting {
+    /// A task.
+    Id(String),
+    /// All tasks with this stamp.
+    Stamp(String, Value),
+}
+
+impl Lasting {
+    /// As it is remembered.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Id(id) => Value::from(id.as_str()).to_string(),
+            Self::Stamp(name, value) => json!([name, value]).to_string(),
+        }
+    }
+
+    /// What was remembered; none: it is not of ours.
+    pub fn read(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+}
+
 /// The revoked tasks of one worker.
 #[derive(Debug, Default)]
 pub struct RevokedTasks {
@@ -76,6 +110,11 @@ impl RevokedTasks {
     /// An empty set.
     pub fn new(bounds: Bounds) -> Self {
         Self { bounds, ..Self::default() }
+    }
+
+    /// Its bounds.
+    pub fn bounds(&self) -> Bounds {
+        self.bounds
     }
 
     /// Revokes an id, or makes it young again.
@@ -156,7 +195,6 @@ pub fn matching(stamps: &Map<String, Value>, name: &str, wanted: &[Value]) -> Ve
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn headers(id: &str, stamps: Value) -> TaskHeaders {
         let names: Vec<_> = stamps.as_object().unwrap().keys().cloned().collect();
@@ -206,6 +244,27 @@ mod tests {
         let undeclared: TaskHeaders =
             serde_json::from_value(json!({"task": "t", "id": "1", "stamps": {"k": "v"}})).unwrap();
         assert_eq!(revoked.find(&undeclared), None);
+    }
+
+    #[test]
+    fn what_lasts_comes_back_as_it_was_and_anything_else_is_no_revoke() {
+        for lasting in [
+            Lasting::Id("it's \"odd\"".into()),
+            Lasting::Stamp("k".into(), json!("v")),
+            Lasting::Stamp("k".into(), json!(["a", 3])),
+        ] {
+            assert_eq!(Lasting::read(&lasting.text()), Some(lasting));
+        }
+        for text in ["", "x", "3", "[]", "[3, 4]", r#"["k"]"#, r#"{"k": 1}"#] {
+            assert_eq!(Lasting::read(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_revoke_lasts_as_long_as_the_task_waits_and_then_as_any_other() {
+        let bounds = Bounds { most: 1, keep: Duration::from_secs(60) };
+        assert_eq!((bounds.lasts(0.0), bounds.lasts(-5.0), bounds.lasts(100.0)), (60.0, 60.0, 160.0));
+        assert_eq!(Bounds { keep: Duration::ZERO, ..bounds }.lasts(1.0), f64::INFINITY);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use celeriac::config::{Config, ShutdownConfig, TaskPolicy};
 use celeriac::error::{BackendError, Error};
 use celeriac::pool::{Interrupt, Outcome, PoolConfig, StoreId};
 use celeriac::protocol::{DeliveryInfo, Json, Message};
-use celeriac::worker::hooks::{Hooks, Incident, LogRecord, Notice, Report};
+use celeriac::worker::hooks::{Hooks, Incident, LogRecord, Notice, Report, Unstarted};
 use celeriac::worker::{self, Exit, Parts};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -30,6 +30,7 @@ use crate::support::{unique, wait_until};
 struct Recorder {
     incidents: Mutex<Vec<Incident>>,
     notices: Mutex<Vec<Notice>>,
+    unstarted: Mutex<Vec<Unstarted>>,
     answer: Option<Settlement>,
 }
 
@@ -50,6 +51,10 @@ impl Hooks for Recorder {
     async fn report(&self, report: Report) -> Option<Settlement> {
         self.incidents.lock().unwrap().push(report.what);
         self.answer
+    }
+
+    async fn store_revoked(&self, tasks: Vec<Unstarted>) {
+        self.unstarted.lock().unwrap().extend(tasks);
     }
 
     async fn control(&self, _method: &str, _arguments: Value) -> Option<Value> {
@@ -176,6 +181,9 @@ fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
         prefetch_multiplier: 4,
         disable_prefetch: false,
         eta_task_limit: None,
+        rate_limits: true,
+        revoked: Vec::new(),
+        clock: 0,
         tasks: HashMap::from([("tasks.add".to_owned(), policy)]),
         accept_content: vec!["application/json".to_owned()],
         timezone: "UTC".to_owned(),

@@ -83,6 +83,7 @@ fn consume(queues: &[&str], prefetch: u32) -> Consume {
         node: "celery@tests".to_owned(),
         queues: queues.iter().map(|name| Queue::named(name)).collect(),
         prefetch,
+        paused: false,
         control: None,
         held: HashSet::new(),
     }
