@@ -326,3 +326,6 @@ fn abandon(deliveries: Vec<Delivery>) {
         delivery.handle.abandon();
     }
 }
+
+#[cfg(test)]
+mod tests;
