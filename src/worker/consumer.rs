@@ -223,6 +223,14 @@ impl Consumer {
                 }
                 tracing::info!(target: "celery.worker.consumer.connection", "Connected to {address}");
                 self.connected = true;
+                if self.config.disable_prefetch && !self.link.broker().capabilities().parks {
+                    let transport = address.split("://").next().unwrap_or_default();
+                    tracing::warn!(
+                        target: "celery.worker.consumer.tasks",
+                        "worker_disable_prefetch is only supported for Redis brokers. Current broker transport: \
+                         {transport}. Ignoring disable_prefetch setting."
+                    );
+                }
                 self.tell_prefetch();
                 self.hooks.notice(Notice::Connected { address });
                 self.tell_ready();

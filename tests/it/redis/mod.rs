@@ -4,6 +4,7 @@ mod addresses;
 mod layout;
 mod leases;
 mod recovery;
+mod remember;
 mod results;
 mod server;
 

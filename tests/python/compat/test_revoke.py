@@ -141,6 +141,16 @@ def test_a_running_task_is_terminated_with_the_signal_that_is_asked_for(alike, b
     assert seen["after"] == 2
 
 
+def test_a_pool_that_cannot_end_a_task_says_so_and_the_task_runs_on(alike):
+    def refused(stage):
+        stage.worker("--pool=threads", app="revocable")
+        victim = started(stage, stage.send("hold", 1))
+        reply = answer(stage, "revoke", task_id=victim.id, terminate=True)
+        return [[text.partition("(")[0] for text in reply.values()], list(reply), victim.get(timeout=30)]
+
+    assert alike(refused) == [["NotImplementedError"], ["error"], 1]
+
+
 def test_tasks_are_revoked_by_their_stamps(alike):
     def by_stamp(stage):
         worker = stage.worker(app="revocable")
