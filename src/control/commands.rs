@@ -424,7 +424,7 @@ fn revoke_by_stamped_headers(arguments: &Map<String, Value>, panel: &mut dyn Pan
         value => vec![value.clone()],
     };
     for (name, value) in &headers {
-        panel.revoke_stamps(name, &values(value));
+        panel.revoked().insert_stamps(name, &values(value));
     }
     let listed = shown(&Value::Object(headers.clone()));
     if !flag(arguments, "terminate") {

@@ -1,7 +1,5 @@
 //! What remote control sees of a worker, and what it may do to it.
 
-use serde_json::Value;
-
 use crate::broker::topology::Queue;
 use crate::cluster::clock::LamportClock;
 use crate::protocol::{DeliveryInfo, Message, TaskHeaders};
@@ -53,9 +51,6 @@ pub trait Panel {
 
     /// Revokes ids, here and for the workers to come.
     fn revoke(&mut self, ids: &[String]);
-
-    /// Revokes all tasks that carry the stamp with one of these values, here and for the workers to come.
-    fn revoke_stamps(&mut self, name: &str, values: &[Value]);
 
     /// All requests that the worker holds.
     fn requests(&self) -> Vec<Request<'_>>;

@@ -248,7 +248,9 @@ impl KombuPort {
                 ("close", py.None())
             }
             // The worker does not park where the broker cannot.
-            Command::Park { .. } | Command::Unpark(_) | Command::Resume | Command::Remember(_) => ("pass", py.None()),
+            Command::Park { .. } | Command::Unpark(_) | Command::Resume | Command::Remember(_) => {
+                ("pass", py.None())
+            }
         })
     }
 }

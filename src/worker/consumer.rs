@@ -261,7 +261,7 @@ impl Consumer {
                 deliveries.into_iter().for_each(|delivery| self.on_delivery(delivery));
             }
             LinkEvent::Broker(broker::Event::Control(message)) => self.on_control(message),
-            LinkEvent::Broker(broker::Event::Remembered(entries)) => self.recall(&entries),
+            LinkEvent::Broker(broker::Event::Remembered(ids)) => self.recall(ids),
             LinkEvent::Broker(broker::Event::Forgotten(tags)) => {
                 for tag in &tags {
                     self.returning.remove(tag);
@@ -417,8 +417,7 @@ impl Consumer {
         match request.eta {
             Some(eta) if eta > now => {
                 // With a limit on them they are counted, as in Celery; parked ones are not.
-                let parks =
-                    self.link.broker().capabilities().parks && self.config.eta_task_limit.is_none();
+                let parks = self.link.broker().capabilities().parks && self.config.eta_task_limit.is_none();
                 if parks && eta > now + PARK_BEYOND && self.link.is_up() {
                     let Request { headers, message, info, handle, .. } = request;
                     let tag = handle.abandon();

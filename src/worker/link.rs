@@ -236,10 +236,10 @@ impl Link {
         LinkEvent::Up { address: self.broker().address(), moved }
     }
 
-    /// What the next session knows nothing of. Publications are for whatever broker comes.
+    /// What the next session knows nothing of. Publications, and what is to be remembered, are for whatever broker comes.
     fn forget(&mut self) {
         self.held.clear();
-        self.outbox.retain(|command| matches!(command, Command::Publish(..)));
+        self.outbox.retain(|command| matches!(command, Command::Publish(..) | Command::Remember(_)));
     }
 
     fn lost(&mut self, error: BrokerError) -> LinkEvent {

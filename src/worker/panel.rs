@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::consumer::{Consumer, Shown, Waiting};
 use super::hooks::{Notice, Unstarted};
-use super::revoked::{Lasting, RevokedTasks};
+use super::revoked::RevokedTasks;
 use super::shutdown::Cause;
 use crate::broker::topology::Queue;
 use crate::broker::{Command, Publication, Remembrance};
@@ -66,22 +66,13 @@ impl Consumer {
     }
 
     /// What workers before this one were told to revoke.
-    pub(super) fn recall(&mut self, entries: &[String]) {
+    pub(super) fn recall(&mut self, ids: Vec<String>) {
         let now = Instant::now();
-        let mut ids = Vec::new();
-        for lasting in entries.iter().filter_map(|entry| Lasting::read(entry)) {
-            match lasting {
-                Lasting::Id(id) if self.revoked.contains(&id) => {}
-                Lasting::Id(id) => {
-                    self.revoked.insert(&id, now);
-                    ids.push(id);
-                }
-                Lasting::Stamp(name, value) => self.revoked.insert_stamps(&name, &[value]),
-            }
-        }
-        tracing::debug!(target: "celery.worker", count = entries.len(), "The broker remembers what is revoked.");
-        if !ids.is_empty() {
-            self.hooks.notice(Notice::Revoked(ids));
+        let news: Vec<String> = ids.into_iter().filter(|id| !self.revoked.contains(id)).collect();
+        news.iter().for_each(|id| self.revoked.insert(id, now));
+        if !news.is_empty() {
+            tracing::debug!(target: "celery.worker", count = news.len(), "The broker remembers revoked tasks.");
+            self.hooks.notice(Notice::Revoked(news));
         }
     }
 
@@ -130,26 +121,19 @@ impl Panel for Consumer {
         let wanted: HashSet<&str> = ids.iter().map(String::as_str).collect();
         let now = clock::now();
         let waits = self.waiting.iter().filter_map(|(at, waiting)| match waiting {
-            Waiting::Eta(request) | Waiting::Limited(request) => Some((request.headers.id.as_str(), at - now)),
+            Waiting::Eta(request) | Waiting::Limited(request) => {
+                Some((request.headers.id.as_str(), at - now))
+            }
             Waiting::Parked { shown, .. } => Some((shown.as_ref()?.headers.id.as_str(), at - now)),
             Waiting::Heartbeat => None,
         });
         let waits: HashMap<&str, f64> = waits.filter(|(id, _)| wanted.contains(id)).collect();
         let bounds = self.revoked.bounds();
-        let entry = |id: &String| {
-            (Lasting::Id(id.clone()).text(), bounds.lasts(waits.get(id.as_str()).copied().unwrap_or(0.0)))
-        };
+        let entry = |id: &String| (id.clone(), bounds.lasts(waits.get(id.as_str()).copied().unwrap_or(0.0)));
         let entries = ids.iter().map(entry).collect();
         ids.iter().for_each(|id| self.revoked.insert(id, Instant::now()));
         self.hooks.notice(Notice::Revoked(ids.to_vec()));
         self.remember(entries);
-    }
-
-    fn revoke_stamps(&mut self, name: &str, values: &[Value]) {
-        self.revoked.insert_stamps(name, values);
-        let lasts = self.revoked.bounds().lasts(0.0);
-        let entry = |value: &Value| (Lasting::Stamp(name.to_owned(), value.clone()).text(), lasts);
-        self.remember(values.iter().map(entry).collect());
     }
 
     fn requests(&self) -> Vec<TaskRequest<'_>> {

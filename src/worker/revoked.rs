@@ -1,14 +1,14 @@
 //! Which tasks are revoked: ids, bounded in number, and stamps, which are not. As in 5.7 an id is forgotten when it is
 //! old only once the set is full, and the oldest go first.
 //!
-//! A broker that remembers keeps both for the workers to come, as [`Lasting`] entries.
+//! A broker that remembers keeps ids for the workers to come. Stamps end with the worker, as in Celery: nothing but a
+//! restart lets tasks with a revoked stamp run again.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use crate::protocol::TaskHeaders;
@@ -69,31 +69,6 @@ pub enum Revoked {
         /// The value that was revoked.
         value: Value,
     },
-}
-
-/// A revoke as a broker remembers it: the JSON text of an id, or of a pair of a stamp's name and value.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Lasting {
-    /// A task.
-    Id(String),
-    /// All tasks with this stamp.
-    Stamp(String, Value),
-}
-
-impl Lasting {
-    /// As it is remembered.
-    pub fn text(&self) -> String {
-        match self {
-            Self::Id(id) => Value::from(id.as_str()).to_string(),
-            Self::Stamp(name, value) => json!([name, value]).to_string(),
-        }
-    }
-
-    /// What was remembered; none: it is not of ours.
-    pub fn read(text: &str) -> Option<Self> {
-        serde_json::from_str(text).ok()
-    }
 }
 
 /// The revoked tasks of one worker.
@@ -195,6 +170,7 @@ pub fn matching(stamps: &Map<String, Value>, name: &str, wanted: &[Value]) -> Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn headers(id: &str, stamps: Value) -> TaskHeaders {
         let names: Vec<_> = stamps.as_object().unwrap().keys().cloned().collect();
@@ -244,20 +220,6 @@ mod tests {
         let undeclared: TaskHeaders =
             serde_json::from_value(json!({"task": "t", "id": "1", "stamps": {"k": "v"}})).unwrap();
         assert_eq!(revoked.find(&undeclared), None);
-    }
-
-    #[test]
-    fn what_lasts_comes_back_as_it_was_and_anything_else_is_no_revoke() {
-        for lasting in [
-            Lasting::Id("it's \"odd\"".into()),
-            Lasting::Stamp("k".into(), json!("v")),
-            Lasting::Stamp("k".into(), json!(["a", 3])),
-        ] {
-            assert_eq!(Lasting::read(&lasting.text()), Some(lasting));
-        }
-        for text in ["", "x", "3", "[]", "[3, 4]", r#"["k"]"#, r#"{"k": 1}"#] {
-            assert_eq!(Lasting::read(text), None, "{text}");
-        }
     }
 
     #[test]

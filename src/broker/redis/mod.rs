@@ -185,6 +185,7 @@ impl Broker for RedisBroker {
         live.held = held;
         live.prefetch = consume.prefetch;
         live.paused = consume.paused;
+        live.remembrances = std::mem::take(&mut *shared.unremembered());
         let remembered = remember::recall(&link, &shared, began).await?;
         if !remembered.is_empty() {
             live.emit(Event::Remembered(remembered));

@@ -22,10 +22,18 @@ pub(super) async fn remember(
         call.arg(remembrance.most);
         for (text, keep) in entries {
             call.arg(text);
-            if keep.is_finite() { call.arg(keep.ceil()) } else { call.arg("inf") };
+            if keep.is_finite() {
+                call.arg(keep.ceil())
+            } else {
+                call.arg("inf")
+            };
         }
         let kept = link.eval::<redis::Value>(&REMEMBER, &call).await.map(drop);
-        tolerate(kept, shared, "Revoked tasks are forgotten when all workers stop: the key cannot be written.")?;
+        tolerate(
+            kept,
+            shared,
+            "Revoked tasks are forgotten when all workers stop: the key cannot be written.",
+        )?;
     }
     Ok(())
 }

@@ -85,9 +85,6 @@ impl Panel for Desk {
             self.revoked.insert(id, tokio::time::Instant::now());
         }
     }
-    fn revoke_stamps(&mut self, name: &str, values: &[Value]) {
-        self.revoked.insert_stamps(name, values);
-    }
     fn store_revoked(&mut self, tasks: Vec<Unstarted>) {
         for Unstarted { id, task } in tasks {
             self.did.push(format!("store {id} of {task:?}"));

@@ -28,7 +28,12 @@ struct Played {
 #[async_trait]
 impl Broker for Played {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { settles_across_sessions: self.remembers, parks: false, fanout: false, remembers: false }
+        Capabilities {
+            settles_across_sessions: self.remembers,
+            parks: false,
+            fanout: false,
+            remembers: false,
+        }
     }
 
     fn address(&self) -> String {

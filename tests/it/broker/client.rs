@@ -27,7 +27,13 @@ impl Client {
     /// Connects.
     pub(crate) async fn connect(broker: &dyn Broker, consume: &Consume) -> Self {
         let session = timeout(DEADLINE, broker.connect(consume)).await.expect("connecting ends").unwrap();
-        Self { session, deliveries: VecDeque::new(), controls: VecDeque::new(), forgotten: Vec::new(), remembered: None }
+        Self {
+            session,
+            deliveries: VecDeque::new(),
+            controls: VecDeque::new(),
+            forgotten: Vec::new(),
+            remembered: None,
+        }
     }
 
     fn keep(&mut self, event: Event) -> Option<BrokerError> {
@@ -130,6 +136,11 @@ impl Client {
             .await
             .expect("commands are taken")
             .unwrap_or_else(|_| panic!("the session has ended"));
+    }
+
+    /// Sends a command, unless the session has ended.
+    pub(crate) async fn try_tell(&self, command: Command) -> bool {
+        self.session.commands.send(command).await.is_ok()
     }
 
     /// Settles deliveries, in this order.

@@ -16,8 +16,7 @@ fn remember(entries: &[(&str, f64)], most: usize) -> Command {
 #[tokio::test]
 async fn the_key_lies_under_the_prefix_and_goes_with_the_last_entry() {
     let Some(mut stage) = Stage::start().await else { return };
-    let client =
-        Client::connect(&*stage.broker(json!({"global_keyprefix": "app_"})), &consume(&[], 1)).await;
+    let client = Client::connect(&*stage.broker(json!({"global_keyprefix": "app_"})), &consume(&[], 1)).await;
     client.tell(remember(&[("a", 90.0), ("b", 30.0)], 0)).await;
     client.send("q", message("1")).await;
     let key = "app_celeriac.revoked";
@@ -44,6 +43,32 @@ async fn what_has_ended_is_not_remembered_and_is_cleared_with_the_next() {
     client.send("q", message("1")).await;
     assert_eq!(stage.redis.zrange(key, 0, -1).await.unwrap(), ["new", "newer"]);
     client.close().await;
+}
+
+#[tokio::test]
+async fn whatever_a_lost_session_was_told_is_remembered_by_it_or_by_the_next() {
+    let Some(mut stage) = Stage::start().await else { return };
+    let broker = stage.broker(json!({}));
+    let client = Client::connect(&*broker, &consume(&[], 1)).await;
+    let mut told = Vec::new();
+    for number in 100..300 {
+        if number == 150 {
+            stage.cut().await;
+        }
+        let text = number.to_string();
+        // Once the session has ended the worker keeps the command for the next itself.
+        if client.try_tell(remember(&[(&text, 60.0)], 0)).await {
+            told.push(text);
+        }
+    }
+    assert!(told.len() >= 50, "{told:?}");
+    client.lost().await;
+    let next = Client::connect(&*broker, &consume(&[], 1)).await;
+    next.send("q", message("1")).await;
+    let mut kept = stage.redis.zrange("celeriac.revoked", 0, -1).await.unwrap();
+    kept.sort_unstable();
+    assert_eq!(kept, told);
+    next.close().await;
 }
 
 #[tokio::test]

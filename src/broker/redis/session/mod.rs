@@ -74,7 +74,8 @@ pub(super) struct Live {
     publications: Vec<(Box<Publication>, Answer)>,
     /// Publications that are done, told once everything that was said before them is done too.
     published: Vec<Answer>,
-    remembrances: Vec<Remembrance>,
+    /// What is to be remembered and is not yet.
+    pub(super) remembrances: Vec<Remembrance>,
     changes: Vec<Command>,
     closing: Option<oneshot::Sender<()>>,
 }
@@ -294,8 +295,9 @@ impl Live {
                 _ => {}
             }
         }
-        for remembrance in std::mem::take(&mut self.remembrances) {
-            remember::remember(&self.link, &self.shared, &remembrance).await?;
+        while let Some(remembrance) = self.remembrances.first() {
+            remember::remember(&self.link, &self.shared, remembrance).await?;
+            self.remembrances.remove(0);
         }
         if !self.publications.is_empty() {
             let publications = std::mem::take(&mut self.publications);
@@ -350,6 +352,7 @@ impl Live {
             self.take(command);
         }
         self.shared.unconfirmed().append(&mut self.settled);
+        self.shared.unremembered().append(&mut self.remembrances);
         self.tell_published();
         for (_, answer) in self.publications.drain(..) {
             let _ = answer.send(Err(self.link.gone("the connection was lost before the message was sent")));
