@@ -72,6 +72,9 @@
 //!   settled as Celery settles it although the supervisor never looks into one.
 //! - **Protocol 1 that is not plain JSON goes to a child twice.** First as a job without a name, which the child
 //!   answers with the same message in protocol 2 (python/celeriac/protocol1.py); that one is judged like any other.
+//! - **Revokes that outlive the fleet.** On Redis what is revoked is also in a sorted set, read once a session and kept in
+//!   memory, so that no task ever asks. The state file is Celery's own class on the main thread: ids are mirrored to
+//!   `celery.worker.state` as they come, and pickles stay in Python.
 //! - **Failures of the parent in Python.** A lost child, a hard limit, a revoked or unknown task are reported through
 //!   Celery's own `Request` and backend on the main thread: rare, and right for every backend.
 //!

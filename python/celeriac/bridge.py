@@ -83,6 +83,11 @@ class Hooks:
                     how=fields["how"],
                     exitcode=fields["exit_code"],
                 )
+            case "revoked":
+                # What the state file is written from, and what the app's own code may look at.
+                self.worker.state.revoked.update(fields)
+            case "over":
+                self.worker.app.clock.adjust(fields["clock"])
             case "heartbeat":
                 signals.heartbeat_sent.send(sender=self.worker.consumer)
             case "listening":
@@ -116,6 +121,9 @@ class Hooks:
         except Exception:
             logger.exception("A message could not be reported: %s", incident)
             return None
+
+    def store_revoked(self, tasks: str) -> None:
+        self.commands.store_revoked(json.loads(tasks))
 
     def control(self, method: str, arguments: str) -> str | None:
         return self.commands.run(method, json.loads(arguments))

@@ -1,4 +1,4 @@
-"""Remote control commands that need Python: the app's own, its configuration, and what Rust asks on its own behalf."""
+"""Remote control commands that need Python: the app's own, its configuration, and what a revoke stores."""
 
 from __future__ import annotations
 
@@ -30,9 +30,6 @@ class Commands:
 
     def run(self, method: str, arguments: dict[str, Any]) -> str | None:
         """Runs a command; its exception is its reply, as in Celery."""
-        if method == "celeriac.store_revoked":
-            self._store_revoked(arguments["ids"])
-            return None
         command = Panel.data.get(method)
         if command is None:
             return None
@@ -49,13 +46,14 @@ class Commands:
             reply = {"error": repr(exc)}
         return json.dumps(reply, default=repr)
 
-    def _store_revoked(self, ids: list[str]) -> None:
-        backend = self.app.backend
-        for task_id in ids:
+    def store_revoked(self, tasks: list[dict[str, str | None]]) -> None:
+        """Stores REVOKED for tasks that no child runs and that have not ended elsewhere."""
+        for revoked in tasks:
+            task_id, task = revoked["id"], self.app.tasks.get(revoked["task"])
             try:
+                # A task may have a backend of its own.
+                backend = self.app.backend if task is None else task.backend
                 if backend.get_state(task_id) in OPEN:
                     backend.mark_as_revoked(task_id, reason="revoked", store_result=True)
-            except NotImplementedError:
-                return
-            except Exception:
-                logger.exception("The revoked task %s could not be stored as such", task_id)
+            except Exception as exc:
+                logger.warning("Failed to mark task %s as revoked in backend: %s", task_id, exc)

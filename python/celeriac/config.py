@@ -47,7 +47,10 @@ def build(worker: Worker) -> dict[str, Any]:
         "prefetch_multiplier": max(worker.prefetch_multiplier, 0),
         "disable_prefetch": bool(conf.get("worker_disable_prefetch")),
         "eta_task_limit": conf.get("worker_eta_task_limit"),
-        "tasks": {name: task_policy(task, rates=not worker.disable_rate_limits) for name, task in app.tasks.items()},
+        "rate_limits": not worker.disable_rate_limits,
+        "revoked": [str(task_id) for task_id in worker.state.revoked],
+        "clock": app.clock.value,
+        "tasks": {name: task_policy(task) for name, task in app.tasks.items()},
         "accept_content": accept_content(conf.accept_content),
         "timezone": timezone(app),
         "time_limit": worker.time_limit,
@@ -231,7 +234,7 @@ def _arguments(arguments: Mapping[str, Any] | None, entity: Queue | Exchange) ->
 # --- tasks ---
 
 
-def task_policy(task: Task, *, rates: bool = True) -> dict[str, Any]:
+def task_policy(task: Task) -> dict[str, Any]:
     """`TaskPolicy`: what the attributes of a task say about settling and limits."""
     both = task.acks_on_failure_or_timeout
     return {
@@ -243,7 +246,8 @@ def task_policy(task: Task, *, rates: bool = True) -> dict[str, Any]:
         "retry_on_worker_lost": bool(getattr(task, "retry_on_worker_lost", False)),
         "time_limit": task.time_limit,
         "soft_time_limit": task.soft_time_limit,
-        "rate_limit": rate_limit(task) if rates else None,
+        "rate_limit": rate_limit(task),
+        "rate_limit_text": None if task.rate_limit is None else str(task.rate_limit),
         "ignore_result": bool(task.ignore_result),
     }
 

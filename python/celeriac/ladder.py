@@ -42,7 +42,6 @@ DEFAULT_REQUEST = "celery.worker.request:Request"
 #: Settings whose effect does not exist yet and whose loss breaks no task: one warning at start names them.
 WITHOUT_EFFECT = {
     "worker_send_task_events": "no events are sent",
-    "worker_state_db": "revoked tasks are forgotten when the worker ends",
 }
 
 

@@ -20,11 +20,11 @@ from celery._state import _set_task_join_will_block
 from celery.apps import worker as apps_worker
 from celery.exceptions import WorkerShutdown
 from celery.utils.log import worker_logger as logger
-from celery.utils.nodenames import node_format
 from celery.worker import components
 from celery.worker.consumer import Consumer
 
 from celeriac import config, ladder, zygote
+from celeriac.statefile import StateFile
 
 #: Exit status of a worker whose app asks for what celeriac cannot do; as for other usage errors.
 EX_REFUSED = 2
@@ -162,6 +162,16 @@ class TimerStep(components.Timer):  # type: ignore[misc]
             timer.ensure_started()
 
 
+class StateStep(components.StateDB):  # type: ignore[misc]
+    """Takes the place of Celery's step for the state file, under its name."""
+
+    name = components.StateDB.name
+
+    def create(self, w: Worker) -> None:
+        """Opens and reads the file."""
+        w.state_file = StateFile(w)
+
+
 class PoolStep(components.Pool):  # type: ignore[misc]
     """Takes the place of Celery's pool step, under its name."""
 
@@ -199,6 +209,8 @@ class ConsumerStep(components.Consumer):  # type: ignore[misc]
 
         assert w.zygote is not None, "forked in on_start"
         ended = bridge.run(w, w.zygote)
+        # Before anything that is registered for the exit, as a restart is.
+        w.save_state()
         if ended.restart:
             # Celery's own way of restarting on SIGHUP: at exit this process becomes a new worker.
             apps_worker.safe_say(f"Restarting celery worker ({' '.join(sys.argv)})", sys.__stdout__)
@@ -211,6 +223,8 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
 
     #: Configuration of the core, as `celeriac.config.build` makes it; there once the queues are known.
     core_config: dict[str, Any] | None = None
+    #: Where the settings name one.
+    state_file: StateFile | None = None
     #: What `celeriac.zygote.start` gave.
     zygote: zygote.Zygote | None = None
     #: Signals that came before the core was started, in order.
@@ -219,10 +233,15 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
     core_listens = False
 
     class Blueprint(apps_worker.Worker.Blueprint):  # type: ignore[misc]
-        """Celery's worker steps and the app's, with ours in the place of three."""
+        """Celery's worker steps and the app's, with ours in the place of four."""
 
         replaced = MappingProxyType(
-            {components.Timer: TimerStep, components.Pool: PoolStep, components.Consumer: ConsumerStep}
+            {
+                components.Timer: TimerStep,
+                components.StateDB: StateStep,
+                components.Pool: PoolStep,
+                components.Consumer: ConsumerStep,
+            }
         )
 
         def _finalize_steps(self, steps: dict[str, Any]) -> Sequence[Any]:
@@ -232,17 +251,8 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
     def on_before_init(self, **kwargs: Any) -> None:
         """First thing: options that cannot be served are refused before anything of the app is asked."""
         self.early_signals = []
-        state_file = kwargs.get("statedb")
-        if state_file and state_file == node_format(self.app.conf.worker_state_db, self.hostname):
-            # The command line repeats the setting here, which is only warned about.
-            kwargs["statedb"] = None
         self.refuse(ladder.refused_options(kwargs))
         super().on_before_init(**kwargs)
-
-    def setup_defaults(self, **kwargs: Any) -> None:
-        """Celery's, without the state file, which has no effect yet."""
-        super().setup_defaults(**kwargs)
-        self.statedb = None
 
     def should_use_eventloop(self) -> bool:
         """Boot steps get Celery's threaded timer: there is no kombu event loop."""
@@ -285,6 +295,11 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         self.core_listens = True
         for name in self.early_signals:
             os.kill(os.getpid(), getattr(signal, name))
+
+    def save_state(self) -> None:
+        """Writes the state file, where there is one."""
+        if self.state_file is not None:
+            self.state_file.save()
 
     def stopped_early(self) -> WorkerShutdown:
         """Told to stop before the core ran: it need not start. Exit statuses as the core's."""

@@ -15,8 +15,9 @@ use tokio::task::JoinSet;
 use super::topology::{Queue, topic_matches};
 use super::{
     Broker, COMMAND_CAPACITY, Capabilities, Command, Consume, Delivery, EVENT_CAPACITY, Event, Handle,
-    Publication, Session, Settlement, Tag,
+    Publication, Remembrance, Session, Settlement, Tag,
 };
+use crate::clock;
 use crate::error::BrokerError;
 use crate::protocol::{DeliveryInfo, Message};
 
@@ -55,6 +56,8 @@ struct State {
     queues: HashMap<String, VecDeque<Stored>>,
     exchanges: HashMap<String, Vec<Bound>>,
     held: HashMap<Tag, Held>,
+    /// What is kept for the workers to come, with the time at which it is forgotten.
+    remembered: Vec<(String, f64)>,
 }
 
 /// A message in a queue.
@@ -119,7 +122,7 @@ fn next() -> u64 {
 #[async_trait]
 impl Broker for MemoryBroker {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { settles_across_sessions: true, parks: true, fanout: true }
+        Capabilities { settles_across_sessions: true, parks: true, fanout: true, remembers: true }
     }
 
     fn address(&self) -> String {
@@ -143,13 +146,18 @@ impl Broker for MemoryBroker {
             hub.change(|state| state.bind(&exchange, bound));
             Mailbox { hub: Arc::clone(hub), exchange, queue }
         });
+        let remembered = hub.lock().recall();
+        if !remembered.is_empty() {
+            // The channel is new: there is room.
+            let _ = event_sender.try_send(Event::Remembered(remembered));
+        }
         let consumer = Consumer {
             worker: Arc::clone(&self.worker),
             number: self.worker.sessions.fetch_add(1, Ordering::Relaxed),
             queues: consume.queues.iter().map(|queue| queue.name.clone()).collect(),
             mailbox,
             prefetch: consume.prefetch as usize,
-            paused: false,
+            paused: consume.paused,
             unparked: HashSet::new(),
             events: event_sender,
         };
@@ -211,6 +219,26 @@ impl Hub {
 }
 
 impl State {
+    fn remember(&mut self, remembrance: Remembrance) {
+        let now = clock::now();
+        self.remembered.retain(|(_, until)| *until > now);
+        for (text, keep) in remembrance.entries {
+            let before = self.remembered.iter().position(|(known, _)| *known == text);
+            let before = before.map_or(now, |index| self.remembered.swap_remove(index).1);
+            self.remembered.push((text, before.max(now + keep)));
+        }
+        self.remembered.sort_by(|(_, one), (_, other)| one.total_cmp(other));
+        let surplus = self.remembered.len().saturating_sub(remembrance.most);
+        if remembrance.most > 0 {
+            self.remembered.drain(..surplus);
+        }
+    }
+
+    fn recall(&self) -> Vec<String> {
+        let now = clock::now();
+        self.remembered.iter().filter(|(_, until)| *until > now).map(|(text, _)| text.clone()).collect()
+    }
+
     fn bind(&mut self, exchange: &str, bound: Bound) {
         let bindings = self.exchanges.entry(exchange.to_owned()).or_default();
         if !bindings.contains(&bound) {
@@ -352,6 +380,8 @@ impl Consumer {
             }
             Command::Cancel(name) => self.queues.retain(|queue| *queue != name),
             Command::Pause => self.paused = true,
+            Command::Resume => self.paused = false,
+            Command::Remember(remembrance) => hub.change(|state| state.remember(remembrance)),
             Command::Publish(publication, answer) => {
                 hub.publish(&publication);
                 // Nobody may be left to hear it.

@@ -36,6 +36,15 @@ pub struct Config {
     /// `worker_eta_task_limit`.
     #[serde(default)]
     pub eta_task_limit: Option<u32>,
+    /// Whether tasks are held back by their rate limits: not with `worker_disable_rate_limits`.
+    #[serde(default = "yes")]
+    pub rate_limits: bool,
+    /// Ids that are revoked from the start, the oldest first.
+    #[serde(default)]
+    pub revoked: Vec<String>,
+    /// Where the logical clock starts.
+    #[serde(default)]
+    pub clock: u64,
     /// Registered tasks.
     pub tasks: HashMap<String, TaskPolicy>,
     /// `accept_content` as MIME types.

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use crate::broker::Settlement;
 use crate::logging::{LineConfig, LineWriter};
 use crate::protocol::{DeliveryInfo, Message};
-use crate::worker::hooks::{Hooks, LogRecord, Notice, Report};
+use crate::worker::hooks::{Hooks, LogRecord, Notice, Report, Unstarted};
 
 /// How often the main thread looks for Python-level signal handlers when nothing else wakes it.
 const CHECK_SIGNALS: Duration = Duration::from_secs(5);
@@ -28,6 +28,7 @@ pub(super) enum Call {
     Log(LogRecord),
     Received(Box<(Message, DeliveryInfo)>, oneshot::Sender<()>),
     Report(Box<Report>, oneshot::Sender<Option<Settlement>>),
+    StoreRevoked(Vec<Unstarted>, oneshot::Sender<()>),
     Control(String, Value, oneshot::Sender<Option<Value>>),
     Over,
 }
@@ -88,6 +89,13 @@ impl Hooks for PyHooks {
         let (done, answer) = oneshot::channel();
         self.calls.send(Call::Report(Box::new(report), done)).ok()?;
         answer.await.ok().flatten()
+    }
+
+    async fn store_revoked(&self, tasks: Vec<Unstarted>) {
+        let (done, answer) = oneshot::channel();
+        if self.calls.send(Call::StoreRevoked(tasks, done)).is_ok() {
+            let _ = answer.await;
+        }
     }
 
     async fn control(&self, method: &str, arguments: Value) -> Option<Value> {
@@ -172,6 +180,10 @@ fn one(py: Python<'_>, hooks: &Bound<'_, PyAny>, call: Call) -> PyResult<()> {
             )?;
             let answer: Option<String> = answer.extract()?;
             let _ = done.send(answer.as_deref().and_then(settlement));
+        }
+        Call::StoreRevoked(tasks, done) => {
+            hooks.call_method1("store_revoked", (text(&tasks),))?;
+            let _ = done.send(());
         }
         Call::Control(method, arguments, done) => {
             let answer = hooks.call_method1("control", (method, arguments.to_string()))?;

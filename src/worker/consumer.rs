@@ -1,23 +1,24 @@
 //! The loop: deliveries in, jobs to the pool, outcomes and settlements back. State has this one owner; everything
 //! else sends it messages. It decides through the pure modules beside it and never waits for anything but events.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Exit;
 use super::dispatch::{Refusal, Rules, Verdict, dispatch};
-use super::hooks::{Hooks, Incident, LogRecord, Notice, Report};
+use super::hooks::{Hooks, Incident, LogRecord, Notice, Report, Unstarted};
 use super::jobs::{Jobs, Running};
 use super::link::{Link, LinkEvent};
+use super::panel::Asked;
 use super::request::Request;
 use super::results::{Write, Written};
 use super::revoked::{Bounds, Revoked, RevokedTasks};
@@ -28,7 +29,6 @@ use crate::broker::{self, Command, Delivery, Handle, Settlement, Tag};
 use crate::clock;
 use crate::cluster::clock::LamportClock;
 use crate::config::Config;
-use crate::control::{self};
 use crate::error::{BrokerError, Error};
 use crate::pool::{self, JobId, Pool};
 use crate::protocol::{DeliveryInfo, Message, TaskHeaders, repr};
@@ -37,6 +37,9 @@ use crate::protocol::{DeliveryInfo, Message, TaskHeaders, repr};
 const PARK_BEYOND: f64 = 10.0;
 /// Parked requests of which remote control can show more than nothing; each costs its message.
 const SHOWN: usize = 10_000;
+/// Requests that may wait for their turn under a rate limit without being counted as prefetched, so that others behind
+/// them are fetched. Bounded: what waits here cannot run on another worker that has turns to give.
+const MOST_LIMITED: u32 = 256;
 /// Results that may wait for the backend before no further task is started.
 const MOST_UNWRITTEN: usize = 10_000;
 /// Longest sleep of the timer; the wall clock may step.
@@ -97,6 +100,8 @@ pub(super) struct Consumer {
     pub(super) writes: Option<mpsc::UnboundedSender<Write>>,
     pub(super) ready: VecDeque<Request>,
     pub(super) waiting: Due<Waiting>,
+    /// Parked requests that were asked for: they were received before.
+    returning: HashSet<Tag>,
     pub(super) rate_limits: RateLimits,
     pub(super) jobs: Jobs,
     pub(super) totals: HashMap<String, u64>,
@@ -104,15 +109,19 @@ pub(super) struct Consumer {
     pub(super) prefetch: u32,
     pub(super) clock: LamportClock,
     pub(super) revoked: RevokedTasks,
-    /// Rate limits as their last writer wrote them.
-    pub(super) rate_texts: HashMap<String, String>,
+    /// Rate limits that were changed, as they were given.
+    pub(super) rate_texts: HashMap<String, Option<String>>,
+    /// Revoked tasks that the app is to store as such before the reply is sent.
+    pub(super) storing: Vec<Unstarted>,
     /// Results that the backend does not have yet.
     pub(super) unwritten: usize,
     pub(super) reports: JoinSet<Reported>,
-    pub(super) asking: JoinSet<Option<(control::Request, Option<Value>)>>,
+    pub(super) asking: JoinSet<Asked>,
     pub(super) receiving: FuturesOrdered<BoxFuture<'static, Received>>,
     etas: u32,
-    told_prefetch: u32,
+    pub(super) limited: u32,
+    /// The last that the broker was told; none: to fetch nothing.
+    told_prefetch: Option<u32>,
     started: Instant,
     stop_until: Option<Instant>,
     pub(super) slots_up: usize,
@@ -132,7 +141,10 @@ impl Consumer {
         let rules = Rules::of(&config)?;
         let bounds = Bounds::from_env(|name| std::env::var(name).ok()).map_err(Error::Config)?;
         let prefetch = config.prefetch();
-        Ok(Self {
+        let mut revoked = RevokedTasks::new(bounds);
+        config.revoked.iter().for_each(|id| revoked.insert(id, Instant::now()));
+        let clock = LamportClock::at(config.clock);
+        let mut consumer = Self {
             config,
             rules,
             link,
@@ -141,27 +153,33 @@ impl Consumer {
             writes,
             ready: VecDeque::new(),
             waiting: Due::default(),
+            returning: HashSet::new(),
             rate_limits: RateLimits::default(),
             jobs: Jobs::default(),
             totals: HashMap::new(),
             shutdown: Shutdown::default(),
             prefetch,
-            clock: LamportClock::default(),
-            revoked: RevokedTasks::new(bounds),
+            clock,
+            revoked,
             rate_texts: HashMap::new(),
+            storing: Vec::new(),
             unwritten: 0,
             reports: JoinSet::new(),
             asking: JoinSet::new(),
             receiving: FuturesOrdered::new(),
             etas: 0,
-            told_prefetch: prefetch,
+            limited: 0,
+            told_prefetch: Some(prefetch),
             started: Instant::now(),
             stop_until: None,
             slots_up: 0,
             connected: false,
             ready_told: false,
             broken: None,
-        })
+        };
+        // Before the first connection, which is told of it.
+        consumer.tell_prefetch();
+        Ok(consumer)
     }
 
     /// Runs until the worker is to end and nothing is left to do.
@@ -184,6 +202,7 @@ impl Consumer {
                 () = tokio::time::sleep_until(until) => self.on_due(),
             }
         }
+        self.hooks.notice(Notice::Over { clock: self.clock.value() });
         Exit { code: self.shutdown.exit_code, restart: self.shutdown.restart, broken: self.broken.take() }
     }
 
@@ -213,8 +232,15 @@ impl Consumer {
                 }
                 tracing::info!(target: "celery.worker.consumer.connection", "Connected to {address}");
                 self.connected = true;
-                self.told_prefetch = self.wanted_prefetch();
-                self.link.send(Command::Prefetch(self.told_prefetch));
+                if self.config.disable_prefetch && !self.link.broker().capabilities().parks {
+                    let transport = address.split("://").next().unwrap_or_default();
+                    tracing::warn!(
+                        target: "celery.worker.consumer.tasks",
+                        "worker_disable_prefetch is only supported for Redis brokers. Current broker transport: \
+                         {transport}. Ignoring disable_prefetch setting."
+                    );
+                }
+                self.tell_prefetch();
                 self.hooks.notice(Notice::Connected { address });
                 self.tell_ready();
             }
@@ -244,7 +270,11 @@ impl Consumer {
                 deliveries.into_iter().for_each(|delivery| self.on_delivery(delivery));
             }
             LinkEvent::Broker(broker::Event::Control(message)) => self.on_control(message),
+            LinkEvent::Broker(broker::Event::Remembered(ids)) => self.recall(ids),
             LinkEvent::Broker(broker::Event::Forgotten(tags)) => {
+                for tag in &tags {
+                    self.returning.remove(tag);
+                }
                 tracing::warn!(
                     target: "celery.worker",
                     count = tags.len(),
@@ -299,7 +329,8 @@ impl Consumer {
                 request.handle.abandon();
             }
         }
-        self.etas = 0;
+        self.returning.clear();
+        (self.etas, self.limited) = (0, 0);
     }
 
     pub(super) fn on_delivery(&mut self, delivery: Delivery) {
@@ -307,9 +338,16 @@ impl Consumer {
             self.link.settle(delivery.handle.settle(Settlement::GiveBack));
             return;
         }
+        let returns = self.returning.remove(&delivery.handle.tag());
         match dispatch(delivery, &self.rules) {
             Verdict::Refuse(refusal) => self.refuse(*refusal),
-            Verdict::Request(request) if request.is_untranslated() => self.ready.push_back(*request),
+            Verdict::Request(request) if request.is_untranslated() => {
+                if returns {
+                    self.returning.insert(request.handle.tag());
+                }
+                self.ready.push_back(*request);
+            }
+            Verdict::Request(request) if returns => self.admit(*request),
             Verdict::Request(request) => self.on_request(*request),
         }
     }
@@ -335,7 +373,10 @@ impl Consumer {
                 })),
             });
         }
-        let Some(request) = self.unless_revoked(request) else { return };
+        // As in 5.7: what is revoked by a stamp is found out when its turn comes, after `task_received`.
+        let now = request.expires.is_some() || self.revoked.contains(&request.headers.id);
+        let request = if now { self.unless_revoked(request) } else { Some(request) };
+        let Some(request) = request else { return };
         if self.hooks.wants_received() || !self.receiving.is_empty() {
             let hooks = self.hooks.clone();
             self.receiving.push_back(Box::pin(async move {
@@ -370,7 +411,9 @@ impl Consumer {
             Some(Revoked::Id) | None => String::new(),
         };
         if expired {
-            self.revoked.insert(&request.headers.id, Instant::now());
+            let id = &request.headers.id;
+            self.revoked.insert(id, Instant::now());
+            self.hooks.notice(Notice::Revoked(vec![id.clone()]));
         }
         tracing::info!(target: "celery.worker.request", "Discarding revoked task: {}{by_header}", request.human());
         let reason = if expired { "expired" } else { "revoked" };
@@ -389,7 +432,8 @@ impl Consumer {
         let now = clock::now();
         match request.eta {
             Some(eta) if eta > now => {
-                let parks = self.link.broker().capabilities().parks;
+                // With a limit on them they are counted, as in Celery; parked ones are not.
+                let parks = self.link.broker().capabilities().parks && self.config.eta_task_limit.is_none();
                 if parks && eta > now + PARK_BEYOND && self.link.is_up() {
                     let Request { headers, message, info, handle, .. } = request;
                     let tag = handle.abandon();
@@ -406,12 +450,20 @@ impl Consumer {
         }
     }
 
-    fn take_turn(&mut self, request: Request, now: f64) {
-        let turn = match request.policy.rate_limit {
-            Some(rate) if rate > 0.0 => self.rate_limits.turn(&request.headers.task, rate, now),
+    pub(super) fn take_turn(&mut self, request: Request, now: f64) {
+        let rate = match self.rate_texts.is_empty() {
+            true => request.policy.rate_limit,
+            // It may have been changed since the request came.
+            false => self.rules.tasks.get(&request.headers.task).and_then(|policy| policy.rate_limit),
+        };
+        let turn = match rate {
+            Some(rate) if rate > 0.0 && self.config.rate_limits => {
+                self.rate_limits.turn(&request.headers.task, rate, now)
+            }
             _ => now,
         };
         if turn > now {
+            self.limited += 1;
             self.waiting.push(turn, Waiting::Limited(Box::new(request)));
         } else {
             self.ready.push_back(request);
@@ -427,12 +479,16 @@ impl Consumer {
                     self.etas -= 1;
                     self.take_turn(*request, now);
                 }
-                Waiting::Limited(request) => self.ready.push_back(*request),
+                Waiting::Limited(request) => {
+                    self.limited -= 1;
+                    self.ready.push_back(*request);
+                }
                 Waiting::Parked { tag, .. } => parked.push(tag),
                 Waiting::Heartbeat => self.beat(),
             }
         }
         if !parked.is_empty() {
+            self.returning.extend(&parked);
             self.link.send(Command::Unpark(parked));
         }
         let uptime = self.uptime();
@@ -449,21 +505,43 @@ impl Consumer {
         }
     }
 
-    /// How many deliveries may be unsettled now.
-    pub(super) fn wanted_prefetch(&self) -> u32 {
+    /// How many deliveries may be unsettled now, 0 for any number; none: nothing is to be fetched.
+    pub(super) fn wanted_prefetch(&self) -> Option<u32> {
+        let limited = self.limited.min(MOST_LIMITED);
         if self.config.disable_prefetch && self.link.broker().capabilities().parks {
-            // What runs and what could start now; one at least, as 0 is no bound.
+            // What runs, what waits for its time, and what could start now.
             let unsettled = self.jobs.active().filter(|(_, job)| !job.acknowledged).count();
-            return u32::try_from(unsettled + self.pool.idle()).unwrap_or(u32::MAX).max(1);
+            let started = u32::try_from(unsettled + self.pool.idle()).unwrap_or(u32::MAX);
+            let waiting = self.etas.min(self.config.eta_task_limit.unwrap_or(u32::MAX));
+            let free = self.pool.idle() > self.ready.len();
+            return free.then(|| started.saturating_add(waiting).saturating_add(limited));
         }
         if self.prefetch == 0 {
-            return 0;
+            return Some(0);
         }
         let raised = self.prefetch.saturating_add(self.etas);
-        match self.config.eta_task_limit {
+        let raised = match self.config.eta_task_limit {
             Some(limit) => raised.min(limit.max(self.prefetch)),
             None => raised,
+        };
+        Some(raised.saturating_add(limited))
+    }
+
+    fn tell_prefetch(&mut self) {
+        let wanted = self.wanted_prefetch();
+        if wanted == self.told_prefetch || self.shutdown.phase > Phase::Running {
+            return;
         }
+        match wanted {
+            Some(count) => {
+                self.link.send(Command::Prefetch(count));
+                if self.told_prefetch.is_none() {
+                    self.link.send(Command::Resume);
+                }
+            }
+            None => self.link.send(Command::Pause),
+        }
+        self.told_prefetch = wanted;
     }
 
     /// Gives ready requests to idle slots.
@@ -508,11 +586,7 @@ impl Consumer {
                 }
             }
         }
-        let wanted = self.wanted_prefetch();
-        if wanted != self.told_prefetch && self.shutdown.phase == Phase::Running {
-            self.told_prefetch = wanted;
-            self.link.send(Command::Prefetch(wanted));
-        }
+        self.tell_prefetch();
     }
 
     // --- life -----------------------------------------------------------------------------------------
@@ -569,7 +643,7 @@ impl Consumer {
                 Waiting::Parked { .. } | Waiting::Heartbeat => {}
             }
         }
-        self.etas = 0;
+        (self.etas, self.limited) = (0, 0);
         for request in unstarted {
             self.link.settle(request.handle.settle(Settlement::GiveBack));
         }

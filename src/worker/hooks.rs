@@ -35,6 +35,13 @@ pub enum Notice {
     Say(String),
     /// The processes of the pool changed; these are there now.
     Children(Vec<u32>),
+    /// These ids were revoked, or expired: what a state file is to remember.
+    Revoked(Vec<String>),
+    /// The loop is over; the logical clock stands here.
+    Over {
+        /// Its value.
+        clock: u64,
+    },
     /// The interval of `heartbeat_sent` is over.
     Heartbeat,
     /// SIGUSR1: stack traces of all threads to stderr.
@@ -134,8 +141,21 @@ pub trait Hooks: Send + Sync {
     /// been retried (`retry_on_worker_lost`) or to have stored its SUCCESS, and is then acknowledged.
     async fn report(&self, report: Report) -> Option<Settlement>;
 
+    /// Stores REVOKED for tasks that no child of this worker runs, unless their stored state says that they were begun
+    /// or have ended. Celery does so since 5.6.2, before it answers.
+    async fn store_revoked(&self, tasks: Vec<Unstarted>);
+
     /// A remote control command that is not ours: the app's own. `None`: no such command.
     async fn control(&self, method: &str, arguments: Value) -> Option<Value>;
+}
+
+/// A revoked task that no child of this worker runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unstarted {
+    /// Its id.
+    pub id: String,
+    /// Its name, where the worker holds it.
+    pub task: Option<String>,
 }
 
 /// A line of the log, with logger name and level as Python's.

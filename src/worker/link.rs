@@ -63,7 +63,6 @@ pub(super) struct Link {
     consume: Consume,
     held: HashSet<Tag>,
     outbox: VecDeque<Command>,
-    paused: bool,
 }
 
 impl Link {
@@ -76,7 +75,6 @@ impl Link {
             consume,
             held: HashSet::new(),
             outbox: VecDeque::new(),
-            paused: false,
         }
     }
 
@@ -121,11 +119,19 @@ impl Link {
                 self.consume.queues.push((**queue).clone());
             }
             Command::Cancel(name) => self.consume.queues.retain(|queue| queue.name != *name),
-            Command::Pause => self.paused = true,
+            Command::Pause => self.consume.paused = true,
+            Command::Resume => self.consume.paused = false,
             _ => {}
         }
         // A session that is not up yet is told these by `Consume`.
-        let told_anyway = matches!(command, Command::Prefetch(_) | Command::Consume(_) | Command::Cancel(_));
+        let told_anyway = matches!(
+            command,
+            Command::Prefetch(_)
+                | Command::Consume(_)
+                | Command::Cancel(_)
+                | Command::Pause
+                | Command::Resume
+        );
         if self.is_up() || !told_anyway {
             self.outbox.push_back(command);
         }
@@ -211,7 +217,7 @@ impl Link {
                     self.held.remove(tag);
                 }
             }
-            Event::Control(_) | Event::Lost(_) => {}
+            Event::Control(_) | Event::Remembered(_) | Event::Lost(_) => {}
         }
     }
 
@@ -223,16 +229,17 @@ impl Link {
         if moved {
             self.forget();
         }
-        if self.paused {
+        if self.consume.paused {
+            // Not every broker is told by `Consume`.
             self.outbox.push_front(Command::Pause);
         }
         LinkEvent::Up { address: self.broker().address(), moved }
     }
 
-    /// What the next session knows nothing of. Publications are for whatever broker comes.
+    /// What the next session knows nothing of. Publications, and what is to be remembered, are for whatever broker comes.
     fn forget(&mut self) {
         self.held.clear();
-        self.outbox.retain(|command| matches!(command, Command::Publish(..)));
+        self.outbox.retain(|command| matches!(command, Command::Publish(..) | Command::Remember(_)));
     }
 
     fn lost(&mut self, error: BrokerError) -> LinkEvent {

@@ -232,7 +232,6 @@ impl Consumer {
         if job.killed.is_some() || job.over {
             return;
         }
-        tracing::info!(target: "celery.worker.control", "Terminating {} ({signal})", job.request.headers.id);
         job.killed = Some(Kill::Revoked(signal));
         job.reporting = true;
         let what = Incident::Revoked {

@@ -68,6 +68,13 @@ impl<T> Due<T> {
         self.heap.drain().map(|Reverse(entry)| entry.what)
     }
 
+    /// Takes everything out, in the order in which it would have come, each with its time.
+    pub fn drain_sorted(&mut self) -> Vec<(f64, T)> {
+        let mut entries: Vec<_> = self.heap.drain().map(|Reverse(entry)| entry).collect();
+        entries.sort();
+        entries.into_iter().map(|entry| (entry.at, entry.what)).collect()
+    }
+
     /// Everything with its time, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (f64, &T)> + '_ {
         self.heap.iter().map(|Reverse(entry)| (entry.at, &entry.what))

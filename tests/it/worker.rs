@@ -14,7 +14,7 @@ use celeriac::config::{Config, ShutdownConfig, TaskPolicy};
 use celeriac::error::{BackendError, Error};
 use celeriac::pool::{Interrupt, Outcome, PoolConfig, StoreId};
 use celeriac::protocol::{DeliveryInfo, Json, Message};
-use celeriac::worker::hooks::{Hooks, Incident, LogRecord, Notice, Report};
+use celeriac::worker::hooks::{Hooks, Incident, LogRecord, Notice, Report, Unstarted};
 use celeriac::worker::{self, Exit, Parts};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -30,6 +30,7 @@ use crate::support::{unique, wait_until};
 struct Recorder {
     incidents: Mutex<Vec<Incident>>,
     notices: Mutex<Vec<Notice>>,
+    unstarted: Mutex<Vec<Unstarted>>,
     answer: Option<Settlement>,
 }
 
@@ -50,6 +51,10 @@ impl Hooks for Recorder {
     async fn report(&self, report: Report) -> Option<Settlement> {
         self.incidents.lock().unwrap().push(report.what);
         self.answer
+    }
+
+    async fn store_revoked(&self, tasks: Vec<Unstarted>) {
+        self.unstarted.lock().unwrap().extend(tasks);
     }
 
     async fn control(&self, _method: &str, _arguments: Value) -> Option<Value> {
@@ -96,6 +101,15 @@ const QUEUE: &str = "celery";
 
 impl Bench {
     async fn start(policy: TaskPolicy, slots: usize, answer: Option<Settlement>) -> Self {
+        Self::start_with(policy, slots, answer, |_| {}).await
+    }
+
+    async fn start_with(
+        policy: TaskPolicy,
+        slots: usize,
+        answer: Option<Settlement>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let url = format!("memory://{}", unique("worker"));
         let broker = MemoryBroker::open(&url);
         let (running, pool) = scripted(slots).await;
@@ -110,8 +124,10 @@ impl Bench {
             stop: stop.clone(),
             signals: false,
         };
+        let mut config = config(url, policy, slots);
+        change(&mut config);
         #[expect(clippy::disallowed_methods, reason = "the bench owns it and awaits its end")]
-        let worker = tokio::spawn(worker::run(config(url, policy, slots), parts));
+        let worker = tokio::spawn(worker::run(config, parts));
         Self { broker, hooks, backend, pool, stop, worker }
     }
 
@@ -176,6 +192,9 @@ fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
         prefetch_multiplier: 4,
         disable_prefetch: false,
         eta_task_limit: None,
+        rate_limits: true,
+        revoked: Vec::new(),
+        clock: 0,
         tasks: HashMap::from([("tasks.add".to_owned(), policy)]),
         accept_content: vec!["application/json".to_owned()],
         timezone: "UTC".to_owned(),
@@ -397,6 +416,74 @@ async fn an_expired_task_is_revoked_and_a_task_with_an_eta_waits_for_it() {
     bench.pool.succeed(&second).await;
     assert!(matches!(bench.incident().await, Incident::Revoked { expired: true, .. }));
     bench.settled().await;
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_revoked_from_the_start_is_discarded_and_the_clock_goes_on_from_there() {
+    let mut bench = Bench::start_with(early(), 1, None, |config| {
+        config.revoked = vec!["revoked".to_owned()];
+        config.clock = 40;
+    })
+    .await;
+    bench.send("revoked");
+    bench.send("kept");
+    let job = bench.pool.job().await;
+    assert_eq!(job.task_id, "kept");
+    bench.pool.accept(&job).await;
+    bench.pool.succeed(&job).await;
+    assert!(matches!(bench.incident().await, Incident::Revoked { reason: "revoked", .. }));
+    bench.settled().await;
+    let hooks = bench.hooks.clone();
+    bench.stop().await;
+    let notices = hooks.notices.lock().unwrap();
+    assert!(matches!(notices.last(), Some(Notice::Over { clock: 40 })), "{notices:?}");
+}
+
+#[tokio::test]
+async fn without_prefetch_a_message_is_fetched_only_for_an_idle_slot() {
+    let mut bench = Bench::start_with(early(), 1, None, |config| config.disable_prefetch = true).await;
+    for id in ["1", "2", "3"] {
+        bench.send(id);
+    }
+    for id in ["1", "2", "3"] {
+        let job = bench.pool.job().await;
+        assert_eq!(job.task_id, id);
+        bench.pool.accept(&job).await;
+        // Acknowledged early: the broker holds nothing for us, and yet there is room for nothing.
+        wait_until("it is acknowledged", async || bench.broker.unsettled() == 0).await;
+        let waiting = bench.broker.waiting(QUEUE);
+        tokio::task::yield_now().await;
+        assert_eq!((waiting, bench.broker.unsettled()), (3 - id.parse::<usize>().unwrap(), 0));
+        bench.pool.succeed(&job).await;
+    }
+    bench.settled().await;
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn limited_tasks_wait_in_their_order_and_take_no_prefetch_from_others() {
+    let policy = TaskPolicy { rate_limit: Some(0.001), ..early() };
+    let mut bench = Bench::start_with(policy, 2, None, |config| {
+        config.prefetch_multiplier = 1;
+        config.tasks.insert("tasks.free".to_owned(), early());
+    })
+    .await;
+    for id in ["1", "2", "3", "4", "5"] {
+        bench.send(id);
+    }
+    bench.send_with("free", &json!({"task": "tasks.free"}));
+    let mut ran = Vec::new();
+    for _ in 0..2 {
+        let job = bench.pool.job().await;
+        bench.pool.accept(&job).await;
+        bench.pool.succeed(&job).await;
+        ran.push(job.task_id);
+    }
+    assert_eq!(ran, ["1", "free"]);
+    wait_until("four wait for their turn", async || bench.broker.unsettled() == 4).await;
+    bench.stop.cancel();
+    wait_until("what waits goes back", async || bench.broker.waiting(QUEUE) == 4).await;
     bench.stop().await;
 }
 

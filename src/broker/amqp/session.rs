@@ -264,9 +264,13 @@ impl State {
                     let _ = answer.send(Err(live.address.lost("too many messages wait to be published")));
                 }
             }
-            Command::Park { .. } | Command::Unpark(_) => tracing::error!(
+            Command::Park { .. } | Command::Unpark(_) | Command::Resume => tracing::error!(
                 target: "celery.worker.consumer",
                 "AMQP cannot park deliveries: a bug of celeriac. The delivery stays prefetched."
+            ),
+            Command::Remember(_) => tracing::error!(
+                target: "celery.worker.consumer",
+                "AMQP cannot remember what is revoked: a bug of celeriac. It is forgotten with the last worker."
             ),
             Command::Close(answer) => return Err(End::Closed(Some(answer))),
         }

@@ -51,7 +51,7 @@ pub(super) fn open(worker: Arc<Worker>, consume: &Consume) -> io::Result<Session
         kinds: HashMap::new(),
         mailbox: None,
         prefetch: consume.prefetch as usize,
-        paused: false,
+        paused: consume.paused,
         unparked: HashSet::new(),
         unreadable: HashMap::new(),
         look_again: VecDeque::new(),
@@ -208,6 +208,9 @@ impl Consumer {
                 self.waiting.remove(&name);
             }
             Command::Pause => self.paused = true,
+            Command::Resume => self.paused = false,
+            // Folders remember nothing, and say so.
+            Command::Remember(_) => {}
             Command::Publish(publication, answer) => {
                 let result = self.publish(&publication).map_err(|error| self.worker.error(&error));
                 // Nobody may be left to hear it.

@@ -80,14 +80,22 @@ impl Panel for Desk {
     fn default_signal(&self) -> i32 {
         15
     }
-    fn store_revoked(&mut self, ids: Vec<String>) {
-        self.did.push(format!("store {}", ids.join(",")));
+    fn revoke(&mut self, ids: &[String]) {
+        for id in ids {
+            self.revoked.insert(id, tokio::time::Instant::now());
+        }
     }
-    fn terminate(&mut self, id: &str, signal: i32) {
+    fn store_revoked(&mut self, tasks: Vec<Unstarted>) {
+        for Unstarted { id, task } in tasks {
+            self.did.push(format!("store {id} of {task:?}"));
+        }
+    }
+    fn terminate(&mut self, id: &str, signal: i32) -> Result<(), String> {
         self.did.push(format!("terminate {id} {signal}"));
+        Ok(())
     }
-    fn rate_limit(&mut self, task: &str, rate: Option<f64>, text: &str) -> bool {
-        self.did.push(format!("rate {task} {rate:?} {text}"));
+    fn rate_limit(&mut self, task: &str, rate: Option<f64>, text: Option<&str>) -> bool {
+        self.did.push(format!("rate {task} {rate:?} {text:?}"));
         self.tasks.contains_key(task)
     }
     fn time_limit(&mut self, task: &str, soft: Option<f64>, hard: Option<f64>) -> bool {
@@ -273,10 +281,10 @@ async fn effects_reach_the_worker_once() {
     assert_eq!(
         desk.did,
         [
-            "store reserved",
+            "store reserved of Some(\"tasks.sleep\")",
             "terminate active 9",
             "terminate reserved 9",
-            "rate tasks.add Some(0.5) 30/m",
+            "rate tasks.add Some(0.5) Some(\"30/m\")",
             "time tasks.add None Some(2.5)",
             "grow 2",
             "shutdown",

@@ -28,7 +28,12 @@ struct Played {
 #[async_trait]
 impl Broker for Played {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { settles_across_sessions: self.remembers, parks: false, fanout: false }
+        Capabilities {
+            settles_across_sessions: self.remembers,
+            parks: false,
+            fanout: false,
+            remembers: false,
+        }
     }
 
     fn address(&self) -> String {
@@ -59,6 +64,7 @@ fn link(remembers: bool, refusals: Vec<BrokerError>) -> (Link, mpsc::UnboundedRe
         node: "celery@tests".to_owned(),
         queues: Vec::new(),
         prefetch: 4,
+        paused: false,
         control: None,
         held: HashSet::new(),
     };

@@ -20,13 +20,20 @@ pub(crate) struct Client {
     deliveries: VecDeque<Delivery>,
     controls: VecDeque<Message>,
     forgotten: Vec<Tag>,
+    remembered: Option<Vec<String>>,
 }
 
 impl Client {
     /// Connects.
     pub(crate) async fn connect(broker: &dyn Broker, consume: &Consume) -> Self {
         let session = timeout(DEADLINE, broker.connect(consume)).await.expect("connecting ends").unwrap();
-        Self { session, deliveries: VecDeque::new(), controls: VecDeque::new(), forgotten: Vec::new() }
+        Self {
+            session,
+            deliveries: VecDeque::new(),
+            controls: VecDeque::new(),
+            forgotten: Vec::new(),
+            remembered: None,
+        }
     }
 
     fn keep(&mut self, event: Event) -> Option<BrokerError> {
@@ -37,6 +44,10 @@ impl Client {
             }
             Event::Control(message) => self.controls.push_back(message),
             Event::Forgotten(tags) => self.forgotten.extend(tags),
+            Event::Remembered(texts) => {
+                assert!(self.deliveries.is_empty(), "it comes before the first deliveries");
+                self.remembered = Some(texts);
+            }
             Event::Lost(error) => return Some(error),
         }
         None
@@ -49,6 +60,14 @@ impl Client {
         if let Some(error) = self.keep(event) {
             panic!("the session was lost before {what}: {error}");
         }
+    }
+
+    /// What the broker remembers.
+    pub(crate) async fn remembered(&mut self) -> Vec<String> {
+        while self.remembered.is_none() {
+            self.event("what is remembered").await;
+        }
+        self.remembered.take().expect("just looked")
     }
 
     /// The next delivery.
@@ -117,6 +136,11 @@ impl Client {
             .await
             .expect("commands are taken")
             .unwrap_or_else(|_| panic!("the session has ended"));
+    }
+
+    /// Sends a command, unless the session has ended.
+    pub(crate) async fn try_tell(&self, command: Command) -> bool {
+        self.session.commands.send(command).await.is_ok()
     }
 
     /// Settles deliveries, in this order.

@@ -57,6 +57,7 @@ pub(crate) trait Harness: Sized {
             node: "celery@tests".to_owned(),
             queues: queues.iter().map(|queue| (*queue).clone()).collect(),
             prefetch,
+            paused: false,
             control: None,
             held: std::collections::HashSet::new(),
         }

@@ -4,6 +4,7 @@ mod addresses;
 mod layout;
 mod leases;
 mod recovery;
+mod remember;
 mod results;
 mod server;
 
@@ -83,6 +84,7 @@ fn consume(queues: &[&str], prefetch: u32) -> Consume {
         node: "celery@tests".to_owned(),
         queues: queues.iter().map(|name| Queue::named(name)).collect(),
         prefetch,
+        paused: false,
         control: None,
         held: HashSet::new(),
     }
