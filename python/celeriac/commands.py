@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.utils.objects import Bunch
+from celery.worker import state as worker_state
 from celery.worker.control import Panel
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Commands:
         return json.dumps(reply, default=repr)
 
     def _store_revoked(self, ids: list[str]) -> None:
+        # Where request and strategy classes of the app look.
+        worker_state.revoked.update(ids)
         backend = self.app.backend
         for task_id in ids:
             try:

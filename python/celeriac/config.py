@@ -245,6 +245,7 @@ def task_policy(task: Task, *, rates: bool = True) -> dict[str, Any]:
         "soft_time_limit": task.soft_time_limit,
         "rate_limit": rate_limit(task) if rates else None,
         "ignore_result": bool(task.ignore_result),
+        "hosting": ladder.hosting(task),
     }
 
 

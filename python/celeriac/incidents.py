@@ -53,6 +53,9 @@ class Incidents:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.app = worker.app
+        self.accept: set[str] = prepare_accept_content(worker.app.conf.accept_content)
+        #: The request classes of tasks that have one of their own.
+        self.classes: dict[str, Any] = {}
 
     # --- what Rust calls ---------------------------------------------------------------------------
 
@@ -146,6 +149,9 @@ class Incidents:
         expired: bool,
     ) -> None:
         request = self._request(envelope, body)
+        if request.task.name in self.classes:
+            request._announce_revoked(reason, terminated, signal, expired)
+            return
         request.task.backend.mark_as_revoked(
             request.id, reason, request=request._context, store_result=request.store_errors
         )
@@ -235,12 +241,12 @@ class Incidents:
         logger.error("Task handler raised error: %r", exc, exc_info=einfo.exc_info)
 
     def _message(self, envelope: dict[str, Any], body: bytes) -> Settled:
-        return Settled(envelope, body, prepare_accept_content(self.app.conf.accept_content))
+        return Settled(envelope, body, self.accept)
 
     def _request(self, envelope: dict[str, Any], body: bytes, pid: int | None = None) -> Any:
         message = self._message(envelope, body)
         task = self.app.tasks[message.headers["task"]]
-        request = Request(
+        request = self.classes.get(task.name, Request)(
             message,
             app=self.app,
             hostname=self.worker.hostname,

@@ -8,15 +8,17 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::broker::Settlement;
 use crate::logging::{LineConfig, LineWriter};
 use crate::protocol::{DeliveryInfo, Message};
 use crate::worker::hooks::{Hooks, LogRecord, Notice, Report};
+use crate::worker::hosting::{Hosted, Order};
 
 /// How often the main thread looks for Python-level signal handlers when nothing else wakes it.
 const CHECK_SIGNALS: Duration = Duration::from_secs(5);
@@ -28,6 +30,7 @@ pub(super) enum Call {
     Received(Box<(Message, DeliveryInfo)>, oneshot::Sender<()>),
     Report(Box<Report>, oneshot::Sender<Option<Settlement>>),
     Control(String, Value, oneshot::Sender<Option<Value>>),
+    Host(Hosted, oneshot::Sender<Option<Settlement>>),
     Over,
 }
 
@@ -37,16 +40,20 @@ pub(super) struct PyHooks {
     wants_received: bool,
     /// Writes records with data, the lines of received tasks, where Python need not see them.
     lines: Option<Mutex<LineWriter>>,
+    /// What the app's own objects ask for, until the worker takes it.
+    orders: Mutex<Option<mpsc::UnboundedReceiver<Order>>>,
 }
 
 /// The channel's two ends.
 pub(super) fn pair(
     wants_received: bool,
     lines: Option<&LineConfig>,
+    orders: Option<mpsc::UnboundedReceiver<Order>>,
 ) -> (PyHooks, Sender<Call>, Receiver<Call>) {
     let (calls, inbox) = channel();
     let lines = lines.and_then(LineWriter::new).map(Mutex::new);
-    (PyHooks { calls: calls.clone(), wants_received, lines }, calls, inbox)
+    let orders = Mutex::new(orders);
+    (PyHooks { calls: calls.clone(), wants_received, lines, orders }, calls, inbox)
 }
 
 #[async_trait]
@@ -87,6 +94,18 @@ impl Hooks for PyHooks {
         let (done, answer) = oneshot::channel();
         self.calls.send(Call::Control(method.to_owned(), arguments, done)).ok()?;
         answer.await.ok().flatten()
+    }
+
+    fn host(&self, event: Hosted) -> BoxFuture<'static, Option<Settlement>> {
+        let (done, answer) = oneshot::channel();
+        // Sent now: the order of events is that of the calls of this method.
+        let _ = self.calls.send(Call::Host(event, done));
+        Box::pin(async move { answer.await.ok().flatten() })
+    }
+
+    fn orders(&self) -> mpsc::UnboundedReceiver<Order> {
+        let taken = self.orders.lock().ok().and_then(|mut orders| orders.take());
+        taken.unwrap_or_else(|| mpsc::unbounded_channel().1)
     }
 }
 
@@ -169,12 +188,31 @@ fn one(py: Python<'_>, hooks: &Bound<'_, PyAny>, call: Call) -> PyResult<()> {
             let answer: Option<String> = answer.extract()?;
             let _ = done.send(answer.and_then(|answer| serde_json::from_str(&answer).ok()));
         }
+        Call::Host(event, done) => {
+            let (parts, data) = match &event {
+                Hosted::Deliver { message, info, .. } | Hosted::Received { message, info, .. } => {
+                    (Some(envelope(message, info)), Some(PyBytes::new(py, &message.body)))
+                }
+                Hosted::Answered { value, .. } => (None, Some(PyBytes::new(py, value))),
+                Hosted::Execute { .. }
+                | Hosted::Forget { .. }
+                | Hosted::Terminate { .. }
+                | Hosted::Cancelled { .. }
+                | Hosted::Accepted { .. }
+                | Hosted::TimedOut { .. }
+                | Hosted::Lost { .. }
+                | Hosted::Terminated { .. } => (None, None),
+            };
+            let answer = hooks.call_method1("hosted", (text(&event), parts, data))?;
+            let answer: Option<String> = answer.extract()?;
+            let _ = done.send(answer.as_deref().and_then(settlement));
+        }
         Call::Log(_) | Call::Over => {}
     }
     Ok(())
 }
 
-fn settlement(name: &str) -> Option<Settlement> {
+pub(super) fn settlement(name: &str) -> Option<Settlement> {
     match name {
         "ack" => Some(Settlement::Ack),
         "reject" => Some(Settlement::Reject),

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::Exit;
 use super::dispatch::{Refusal, Rules, Verdict, dispatch};
 use super::hooks::{Hooks, Incident, LogRecord, Notice, Report};
+use super::hosting::Desk;
 use super::jobs::{Jobs, Running};
 use super::link::{Link, LinkEvent};
 use super::request::Request;
@@ -27,7 +28,7 @@ use crate::broker::reconnect::Why;
 use crate::broker::{self, Command, Delivery, Handle, Settlement, Tag};
 use crate::clock;
 use crate::cluster::clock::LamportClock;
-use crate::config::Config;
+use crate::config::{Config, Hosting};
 use crate::control::{self};
 use crate::error::{BrokerError, Error};
 use crate::pool::{self, JobId, Pool};
@@ -101,7 +102,10 @@ pub(super) struct Consumer {
     pub(super) unwritten: usize,
     pub(super) reports: JoinSet<Reported>,
     pub(super) asking: JoinSet<Option<(control::Request, Option<Value>)>>,
-    receiving: FuturesOrdered<BoxFuture<'static, Request>>,
+    /// Requests that the app is told of, and how those are settled that it cannot make anything of.
+    pub(super) receiving: FuturesOrdered<BoxFuture<'static, (Request, Option<Settlement>)>>,
+    /// Messages that the app's own objects decide about.
+    pub(super) desk: Desk,
     etas: u32,
     told_prefetch: u32,
     started: Instant,
@@ -123,6 +127,7 @@ impl Consumer {
         let rules = Rules::of(&config)?;
         let bounds = Bounds::from_env(|name| std::env::var(name).ok()).map_err(Error::Config)?;
         let prefetch = config.prefetch();
+        let desk = Desk::new(hooks.as_ref());
         Ok(Self {
             config,
             rules,
@@ -144,6 +149,7 @@ impl Consumer {
             reports: JoinSet::new(),
             asking: JoinSet::new(),
             receiving: FuturesOrdered::new(),
+            desk,
             etas: 0,
             told_prefetch: prefetch,
             started: Instant::now(),
@@ -169,7 +175,9 @@ impl Consumer {
                 event = inbox.pool.recv() => self.on_pool_events(event, &mut inbox.pool),
                 Some(written) = inbox.written.recv() => self.on_written(written),
                 Some(reported) = self.reports.join_next() => self.on_reported(reported),
-                Some(request) = self.receiving.next() => self.admit(request),
+                Some((request, refused)) = self.receiving.next() => self.on_received(request, refused),
+                Some(order) = self.desk.orders.recv() => self.on_order(order),
+                Some(done) = self.desk.asking.join_next() => self.on_done(done),
                 Some(answer) = self.asking.join_next() => self.on_answer(answer),
                 Some(cause) = inbox.causes.recv() => self.on_cause(cause),
                 () = tokio::time::sleep_until(until) => self.on_due(),
@@ -188,6 +196,9 @@ impl Consumer {
             sleep = sleep.min(Duration::try_from_secs_f64(at - clock::now()).unwrap_or_default());
         }
         if let Some(at) = self.jobs.next_limit() {
+            sleep = sleep.min(Duration::try_from_secs_f64(at - self.uptime()).unwrap_or_default());
+        }
+        if let Some(at) = self.desk.next_limit() {
             sleep = sleep.min(Duration::try_from_secs_f64(at - self.uptime()).unwrap_or_default());
         }
         let until = Instant::now() + sleep;
@@ -277,18 +288,21 @@ impl Consumer {
             let late: Vec<JobId> =
                 self.jobs.active().filter(|(_, job)| !job.acknowledged).map(|(id, _)| id).collect();
             self.kill(&late);
+            self.kill_calls();
         }
     }
 
     /// What the broker no longer knows as ours is dropped before it starts; it comes again.
     fn drop_unstarted(&mut self) {
-        for request in self.ready.drain(..) {
-            request.handle.abandon();
-        }
+        let mut unstarted: Vec<Request> = self.ready.drain(..).collect();
         for waiting in self.waiting.drain() {
             if let Waiting::Eta(request) | Waiting::Limited(request) = waiting {
-                request.handle.abandon();
+                unstarted.push(*request);
             }
+        }
+        for request in unstarted {
+            self.forget(&request);
+            request.handle.abandon();
         }
         self.etas = 0;
     }
@@ -301,6 +315,7 @@ impl Consumer {
         match dispatch(delivery, &self.rules) {
             Verdict::Refuse(refusal) => self.refuse(*refusal),
             Verdict::Request(request) if request.is_untranslated() => self.ready.push_back(*request),
+            Verdict::Request(request) if request.policy.hosting == Hosting::Strategy => self.host(*request),
             Verdict::Request(request) => self.on_request(*request),
         }
     }
@@ -327,14 +342,23 @@ impl Consumer {
             });
         }
         let Some(request) = self.unless_revoked(request) else { return };
-        if self.hooks.wants_received() || !self.receiving.is_empty() {
+        if request.policy.hosting == Hosting::Request {
+            self.receive_hosted(request);
+        } else if self.hooks.wants_received() || !self.receiving.is_empty() {
             let hooks = self.hooks.clone();
             self.receiving.push_back(Box::pin(async move {
                 hooks.received(&request.message, &request.info).await;
-                request
+                (request, None)
             }));
         } else {
             self.admit(request);
+        }
+    }
+
+    fn on_received(&mut self, request: Request, refused: Option<Settlement>) {
+        match refused {
+            Some(settlement) => self.link.settle(request.handle.settle(settlement)),
+            None => self.admit(request),
         }
     }
 
@@ -357,6 +381,7 @@ impl Consumer {
             self.revoked.insert(&request.headers.id, Instant::now());
         }
         tracing::info!(target: "celery.worker.request", "Discarding revoked task: {}{by_header}", request.human());
+        self.forget(&request);
         let reason = if expired { "expired" } else { "revoked" };
         let what = Incident::Revoked { reason, terminated: false, signal: None, expired };
         let report = Report { what, message: request.message, info: request.info, pid: None };
@@ -373,7 +398,8 @@ impl Consumer {
         let now = clock::now();
         match request.eta {
             Some(eta) if eta > now => {
-                let parks = self.link.broker().capabilities().parks;
+                // A parked request is forgotten, and its object would be made twice.
+                let parks = self.link.broker().capabilities().parks && request.ticket.is_none();
                 if parks && eta > now + PARK_BEYOND && self.link.is_up() {
                     let Request { headers, message, info, handle, .. } = request;
                     let tag = handle.abandon();
@@ -423,6 +449,7 @@ impl Consumer {
         while let Some((id, limit)) = self.jobs.limit_due(uptime) {
             self.on_limit(id, limit);
         }
+        self.on_call_limits();
         if self.stop_until.is_some_and(|until| Instant::now() >= until) {
             self.stop_until = None;
             match self.shutdown.phase {
@@ -438,6 +465,7 @@ impl Consumer {
         if self.config.disable_prefetch && self.link.broker().capabilities().parks {
             // What runs and what could start now; one at least, as 0 is no bound.
             let unsettled = self.jobs.active().filter(|(_, job)| !job.acknowledged).count();
+            let unsettled = unsettled + self.desk.unsettled();
             return u32::try_from(unsettled + self.pool.idle()).unwrap_or(u32::MAX).max(1);
         }
         if self.prefetch == 0 {
@@ -452,14 +480,20 @@ impl Consumer {
 
     /// Gives ready requests to idle slots.
     fn pump(&mut self) {
-        while self.pool.idle() > 0 && self.unwritten < MOST_UNWRITTEN {
+        self.pump_calls();
+        while self.pool.idle() > self.desk.claims() && self.unwritten < MOST_UNWRITTEN {
             let Some(request) = self.ready.pop_front() else { break };
             if !self.link.holds(request.handle.tag()) {
                 // The broker took it back while it waited here; it will come again.
+                self.forget(&request);
                 request.handle.abandon();
                 continue;
             }
             let Some(request) = self.unless_revoked(request) else { continue };
+            if let Some(ticket) = request.ticket {
+                self.execute(request, ticket);
+                continue;
+            }
             let id = self.jobs.next_id();
             match self.pool.submit(request.job(id)) {
                 Ok((_, pid)) => {
@@ -519,7 +553,7 @@ impl Consumer {
 
     pub(super) fn on_cause(&mut self, cause: Cause) {
         let before = self.shutdown.phase;
-        let busy = self.jobs.active().next().is_some();
+        let busy = self.jobs.active().next().is_some() || self.desk.running() > 0;
         let Said { lines, shutting_down } = self.shutdown.step(cause, busy, &self.config.shutdown);
         for line in lines {
             self.hooks.notice(Notice::Say(line.to_owned()));
@@ -539,6 +573,7 @@ impl Consumer {
         if phase == Phase::Cold && before < Phase::Cold {
             let running: Vec<JobId> = self.jobs.active().map(|(id, _)| id).collect();
             self.kill(&running);
+            self.kill_calls();
             self.stop_until = Some(Instant::now() + COLD_PATIENCE);
         }
     }
@@ -565,7 +600,10 @@ impl Consumer {
             Phase::Running => false,
             Phase::Hard => true,
             Phase::Warm | Phase::Soft | Phase::Cold => {
-                self.jobs.is_empty() && self.reports.is_empty() && self.receiving.is_empty()
+                self.jobs.is_empty()
+                    && self.reports.is_empty()
+                    && self.receiving.is_empty()
+                    && self.desk.is_idle()
             }
         }
     }
@@ -573,6 +611,7 @@ impl Consumer {
     /// Lets go of everything when the worker leaves without waiting: the broker redelivers it.
     pub(super) fn abandon(&mut self) {
         self.drop_unstarted();
+        self.desk.abandon();
         for id in self.jobs.all() {
             if let Some(job) = self.jobs.remove(id) {
                 job.request.handle.abandon();
