@@ -253,9 +253,11 @@ class Lane:
             _interruptible = False
             if billiard_common._should_have_exited[0]:
                 raise
-            if isinstance(exc, SystemExit | KeyboardInterrupt) and self.plan.lanes == 1:
-                return self.exited(number, exc)
             answer = (False, ExceptionInfo())
+            if isinstance(exc, SystemExit | KeyboardInterrupt) and self.plan.lanes == 1:
+                code, status = _exit_of(exc)
+                self.pipe.answered(number, pickle.dumps(answer, pickle.HIGHEST_PROTOCOL), lost=status)
+                return code
         try:
             value = pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
         except Exception as exc:
@@ -364,15 +366,18 @@ class Lane:
 
     def exited(self, number: int, exc: BaseException) -> int:
         """The task asked for the end of its process."""
-        code: object = EX_FAILURE
-        if isinstance(exc, SystemExit):
-            code = 0 if exc.code is None else exc.code
-            code = code if isinstance(code, int) else EX_FAILURE
-            status = human_status(code)
-        else:
-            status = type(exc).__name__
+        code, status = _exit_of(exc)
         self.pipe.lost(number, status)
-        return code if isinstance(code, int) else EX_FAILURE
+        return code
+
+
+def _exit_of(exc: BaseException) -> tuple[int, str]:
+    """Exit status, and how billiard words it."""
+    if not isinstance(exc, SystemExit):
+        return EX_FAILURE, type(exc).__name__
+    code = 0 if exc.code is None else exc.code
+    code = code if isinstance(code, int) else EX_FAILURE
+    return code, human_status(code)
 
 
 def _is_plain(text: bytes) -> bool:

@@ -29,7 +29,7 @@ from kombu.utils.imports import symbol_by_name
 
 from celeriac import ladder
 from celeriac._core import Desk
-from celeriac.incidents import Incidents, Settled
+from celeriac.incidents import Incidents, Settled, signal_of
 
 if TYPE_CHECKING:
     from celeriac.worker import Worker
@@ -330,13 +330,20 @@ class Hosting:
         if not posted:
             del self.requests[ticket]
 
+    def _revoked(self, ticket: int, expired: bool) -> None:
+        request = self.requests.pop(ticket, None)
+        if request is None:
+            self.desk.settle(ticket, "ack")
+        else:
+            request._announce_revoked("expired" if expired else "revoked", False, None, expired)
+
     def _forget(self, ticket: int) -> None:
         self.requests.pop(ticket, None)
 
     def _terminate(self, ticket: int, signal: int) -> None:
         request = self.requests.get(ticket)
         if request is not None:
-            request.terminate(self.worker.pool, signal=signal)
+            request.terminate(self.worker.pool, signal=signal_of(signal))
 
     def _cancelled(self, ticket: int) -> None:
         for number, applied in list(self.calls.posted.items()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -149,8 +150,9 @@ class Incidents:
         expired: bool,
     ) -> None:
         request = self._request(envelope, body)
+        signum = signal_of(signal)
         if request.task.name in self.classes:
-            request._announce_revoked(reason, terminated, signal, expired)
+            request._announce_revoked(reason, terminated, signum, expired)
             return
         request.task.backend.mark_as_revoked(
             request.id, reason, request=request._context, store_result=request.store_errors
@@ -159,7 +161,7 @@ class Incidents:
             sender=request.task,
             request=request._context,
             terminated=terminated,
-            signum=signal,
+            signum=signum,
             expired=expired,
         )
 
@@ -283,6 +285,14 @@ class _Anonymous:
         self.stamped_headers = headers.get("stamped_headers")
         self.stamps = headers.get("stamps")
         self.children: list[Any] = []
+
+
+def signal_of(number: int | None) -> int | None:
+    """As receivers of Celery's signals know it: with a name."""
+    try:
+        return signal.Signals(number) if number is not None else None
+    except ValueError:
+        return number
 
 
 def _raised(exc: BaseException) -> Any:

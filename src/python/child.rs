@@ -342,10 +342,15 @@ impl ChildPipe {
         self.ended(py, job, Outcome::Rejected { requeue, exception, traceback })
     }
 
-    /// The call returned or raised, as this pickled answer says.
-    fn answered(&self, py: Python<'_>, job: u64, value: &[u8]) -> PyResult<()> {
+    /// The call returned or raised, as this pickled answer says; `lost` when the process leaves for it.
+    #[pyo3(signature = (job, value, *, lost = None))]
+    fn answered(&self, py: Python<'_>, job: u64, value: &[u8], lost: Option<String>) -> PyResult<()> {
         FromChild::Answered { job, value: Bytes::copy_from_slice(value) }.encode(&mut self.writing());
-        self.ended(py, job, Outcome::Success { result: String::new(), runtime: 0.0 })
+        let outcome = match lost {
+            Some(status) => Outcome::WorkerLost { status },
+            None => Outcome::Success { result: String::new(), runtime: 0.0 },
+        };
+        self.ended(py, job, outcome)
     }
 
     /// The body could not be decoded.

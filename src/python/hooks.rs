@@ -195,6 +195,7 @@ fn one(py: Python<'_>, hooks: &Bound<'_, PyAny>, call: Call) -> PyResult<()> {
                 }
                 Hosted::Answered { value, .. } => (None, Some(PyBytes::new(py, value))),
                 Hosted::Execute { .. }
+                | Hosted::Revoked { .. }
                 | Hosted::Forget { .. }
                 | Hosted::Terminate { .. }
                 | Hosted::Cancelled { .. }

@@ -381,7 +381,10 @@ impl Consumer {
             self.revoked.insert(&request.headers.id, Instant::now());
         }
         tracing::info!(target: "celery.worker.request", "Discarding revoked task: {}{by_header}", request.human());
-        self.forget(&request);
+        if let Some(ticket) = request.ticket {
+            self.discard(request, ticket, expired);
+            return None;
+        }
         let reason = if expired { "expired" } else { "revoked" };
         let what = Incident::Revoked { reason, terminated: false, signal: None, expired };
         let report = Report { what, message: request.message, info: request.info, pid: None };

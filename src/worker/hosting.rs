@@ -95,6 +95,13 @@ pub enum Hosted {
         /// Its ticket.
         ticket: Ticket,
     },
+    /// The request was revoked or expired while it waited: it is to announce that, and to acknowledge.
+    Revoked {
+        /// Its ticket.
+        ticket: Ticket,
+        /// Expired, not revoked.
+        expired: bool,
+    },
     /// The request will not be executed here.
     Forget {
         /// Its ticket.
@@ -332,6 +339,12 @@ impl Consumer {
         self.tell(Hosted::Execute { ticket });
     }
 
+    /// Has the request announce that it is revoked.
+    pub(super) fn discard(&mut self, request: Request, ticket: Ticket, expired: bool) {
+        self.desk.held.insert(ticket, Held { request, settled: false, calls: 0 });
+        self.tell(Hosted::Revoked { ticket, expired });
+    }
+
     /// The request will not be executed.
     pub(super) fn forget(&mut self, request: &Request) {
         if let Some(ticket) = request.ticket {
@@ -469,6 +482,8 @@ impl Consumer {
             (Outcome::WorkerLost { .. } | Outcome::Terminated, _, Some(Killed::Terminated(signal))) => {
                 Hosted::Terminated { call: number, signal }
             }
+            // Also when its child left for it.
+            (_, Some(value), _) => Hosted::Answered { call: number, value },
             (Outcome::WorkerLost { mut status }, ..) => {
                 if status.starts_with("signal") {
                     status.push_str(&format!(" Job: {}", id.saturating_sub(1)));
@@ -478,7 +493,6 @@ impl Consumer {
             (Outcome::Terminated, ..) => {
                 Hosted::Lost { call: number, status: "signal 15 (SIGTERM)".to_owned() }
             }
-            (_, Some(value), _) => Hosted::Answered { call: number, value },
             (Outcome::Undecodable { reason }, ..) => Hosted::Lost { call: number, status: reason },
             (_, None, _) => Hosted::Lost { call: number, status: "without an answer".to_owned() },
         };
