@@ -148,7 +148,8 @@ class Calls:
 
     def of(self, ticket: int) -> bool:
         """Whether anything of this message is not over."""
-        return any(applied.ticket == ticket for applied in self.posted.values())
+        # A copy: the thread of a timer may post meanwhile.
+        return any(applied.ticket == ticket for applied in list(self.posted.values()))
 
 
 class Limits:
