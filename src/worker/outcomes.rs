@@ -173,7 +173,8 @@ impl Consumer {
             Limit::Soft(seconds) => {
                 tracing::warn!(
                     target: "celery.worker.request",
-                    "Soft time limit ({seconds}s) exceeded for {}",
+                    "Soft time limit ({}s) exceeded for {}",
+                    job.request.limit_text(seconds),
                     job.request.human()
                 );
                 self.pool.interrupt(id, Interrupt::SoftLimit);

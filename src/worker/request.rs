@@ -76,6 +76,13 @@ impl Request {
         format!("{}[{}]", self.headers.display_name(), self.headers.id)
     }
 
+    /// A limit as Celery shows it: those of the command line are floating point numbers.
+    pub fn limit_text(&self, seconds: f64) -> String {
+        let (limit, policy) = (self.headers.timelimit, &self.policy);
+        let given = [limit.hard, limit.soft, policy.time_limit, policy.soft_time_limit];
+        if given.contains(&Some(seconds)) { format!("{seconds}") } else { format!("{seconds:?}") }
+    }
+
     /// Limits: the message's, else the task's, else the worker's; a limit of 0 is none.
     pub fn limits(&self, worker: (Option<f64>, Option<f64>)) -> (Option<f64>, Option<f64>) {
         let pick = |choices: [Option<f64>; 3]| choices.into_iter().flatten().find(|limit| *limit > 0.0);
