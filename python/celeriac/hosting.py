@@ -8,10 +8,12 @@ thread, or in the thread of `consumer.timer` what was put into that.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import json
 import logging
 import pickle
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -29,7 +31,7 @@ from kombu.utils.imports import symbol_by_name
 
 from celeriac import ladder
 from celeriac._core import Desk
-from celeriac.incidents import Incidents, Settled, signal_of
+from celeriac.incidents import Incidents, Settled, einfo_of, signal_of
 
 if TYPE_CHECKING:
     from celeriac.worker import Worker
@@ -341,19 +343,22 @@ class Hosting:
     def _forget(self, ticket: int) -> None:
         self.requests.pop(ticket, None)
 
-    def _terminate(self, ticket: int, signal: int) -> None:
+    def _terminate(self, ticket: int, **fields: int) -> None:
         request = self.requests.get(ticket)
         if request is not None:
-            request.terminate(self.worker.pool, signal=signal_of(signal))
+            request.terminate(self.worker.pool, signal=signal_of(fields["signal"]))
 
     def _cancelled(self, ticket: int) -> None:
-        for number, applied in list(self.calls.posted.items()):
-            if applied.ticket == ticket:
-                del self.calls.posted[number]
         request = self.requests.pop(ticket, None)
+        cancelled = [number for number, applied in self.calls.posted.items() if applied.ticket == ticket]
+        calls = [self.calls.posted.pop(number) for number in cancelled]
+        if request is None or request.time_start is None:
+            return
         # As in 5.7: one that is still the broker's goes back without a word.
-        if request is not None and request.acknowledged:
-            request._announce_cancelled()
+        has_choice = "emit_retry" in inspect.signature(request.cancel).parameters
+        request.cancel(self.worker.pool, **({"emit_retry": not request.task.acks_late} if has_choice else {}))
+        for applied in calls:
+            applied.over(success=False, value=einfo_of(Terminated(-signal.SIGTERM)))
 
     # --- calls -------------------------------------------------------------------------------------
 
@@ -364,9 +369,13 @@ class Hosting:
             applied.callback("accept_callback", pid, time.monotonic())
 
     def _timed_out(self, call: int, soft: bool, limit: float) -> None:
-        seconds: float | int = int(limit) if float(limit).is_integer() else limit
+        posted = self.calls.posted.get(call)
+        given = [posted.options.get("soft_timeout" if soft else "timeout")] if posted else []
+        given.append(self.worker.soft_time_limit if soft else self.worker.time_limit)
+        # As it was given: the command line has 2.0 where a task has 2.
+        seconds: float = next((value for value in given if value == limit), limit)
         # A hard one fails the call first, in billiard's order: every hook of the request hears of it.
-        applied = self.calls.posted.get(call) if soft else self._failed(call, TimeLimitExceeded(seconds))
+        applied = posted if soft else self._failed(call, TimeLimitExceeded(seconds))
         if applied is not None:
             applied.callback("timeout_callback", soft=soft, timeout=seconds)
 
@@ -381,14 +390,11 @@ class Hosting:
     def _lost(self, call: int, status: str) -> None:
         self._failed(call, WorkerLostError(f"Worker exited prematurely: {status}."))
 
-    def _terminated(self, call: int, signal: int) -> None:
-        self._failed(call, Terminated(-signal))
+    def _terminated(self, call: int, **fields: int) -> None:
+        self._failed(call, Terminated(-fields["signal"]))
 
     def _failed(self, call: int, exc: Exception) -> Applied | None:
-        try:
-            raise exc
-        except Exception:
-            return self._over(call, success=False, value=ExceptionInfo())
+        return self._over(call, success=False, value=einfo_of(exc))
 
     def _over(self, call: int, *, success: bool, value: Any) -> Applied | None:
         applied = self.calls.posted.pop(call, None)

@@ -170,7 +170,7 @@ class Incidents:
     ) -> str | None:
         request = self._request(envelope, body, pid)
         exc = WorkerLostError(f"Worker exited prematurely: {status}.")
-        einfo = _einfo(exc)
+        einfo = einfo_of(exc)
         task = request.task
         stored = getattr(request, "_success_was_stored", lambda: False)()
         if stored:
@@ -199,7 +199,7 @@ class Incidents:
         if requeued:
             return
         exc = TimeLimitExceeded(seconds)
-        einfo = _einfo(exc)
+        einfo = einfo_of(exc)
         task = request.task
         # Once: as in 5.7 every hook of a failure runs, and unlike it none runs twice.
         self._fail(request, exc, einfo)
@@ -213,7 +213,7 @@ class Incidents:
     ) -> None:
         request = self._request(envelope, body, pid)
         exc = Reject(exception, requeue=False)
-        self._fail(request, exc, _einfo(exc))
+        self._fail(request, exc, einfo_of(exc))
 
     def _cancelled(self, envelope: dict[str, Any], body: bytes, pid: int | None) -> None:
         request = self._request(envelope, body, pid)
@@ -304,7 +304,7 @@ def _raised(exc: BaseException) -> Any:
         return sys.exc_info()
 
 
-def _einfo(exc: BaseException) -> Any:
+def einfo_of(exc: BaseException) -> Any:
     try:
         raise exc
     except BaseException:

@@ -25,6 +25,7 @@ use crate::{backend, broker, pool, worker};
 /// where the app's own `Request` and `Strategy` objects ask for things.
 #[pyfunction]
 #[pyo3(signature = (config, hooks, *, zygote_fd, zygote_pid, wants_received, bridges=None, desk=None))]
+#[expect(clippy::too_many_arguments, reason = "named in Python; called from one place")]
 pub(super) fn run_worker(
     py: Python<'_>,
     config: &str,

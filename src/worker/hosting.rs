@@ -473,11 +473,11 @@ impl Consumer {
             return None;
         }
         let event = match (outcome, answer, killed) {
-            (_, _, Some(Killed::Cancelled)) => {
-                call.ticket.map_or(Hosted::Lost { call: number, status: "cancelled".to_owned() }, |ticket| {
-                    Hosted::Cancelled { ticket }
-                })
-            }
+            (_, _, Some(Killed::Cancelled)) => match call.ticket {
+                Some(ticket) => Hosted::Cancelled { ticket },
+                // As in Celery, nobody hears of it: what it was for goes back.
+                None => return None,
+            },
             (Outcome::TimedOut { limit }, ..) => Hosted::TimedOut { call: number, soft: false, limit },
             (Outcome::WorkerLost { .. } | Outcome::Terminated, _, Some(Killed::Terminated(signal))) => {
                 Hosted::Terminated { call: number, signal }

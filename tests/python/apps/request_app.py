@@ -154,6 +154,12 @@ def sleep(seconds):
     time.sleep(seconds)
 
 
+@app.task(name="early_sleep", base=Watched)
+def early_sleep(seconds):
+    record("begun")
+    time.sleep(seconds)
+
+
 @app.task(name="plain")
 def plain(x):
     return x

@@ -191,15 +191,27 @@ def test_what_a_strategy_still_holds_goes_back_at_a_warm_stop(alike):
     assert alike(observed) == [0, 1, 0]
 
 
-def test_a_late_acked_request_that_is_killed_at_a_cold_stop_goes_back(alike):
+@pytest.mark.parametrize(("how", "seconds", "left"), [(signal.SIGQUIT, 60, 1), (signal.SIGTERM, 1, 0)])
+def test_a_late_acked_request_goes_back_at_a_cold_stop_and_ends_at_a_warm_one(alike, how, seconds, left):
     def observed(stage):
         worker = stage.worker(app="request_app")
-        stage.send("sleep", 60)
+        running = stage.send("sleep", seconds)
+        stage.wait_journal("begun")
+        status = worker.stop(how)
+        return [status, stage.depth(), len(stage.unacked()), names(hooks(stage, running.id))[-1]]
+
+    assert alike(observed)[:3] == [0, left, 0]
+
+
+def test_an_early_acked_request_that_is_killed_at_a_cold_stop_says_so(alike):
+    def observed(stage):
+        worker = stage.worker(app="request_app")
+        running = stage.send("early_sleep", 60)
         stage.wait_journal("begun")
         status = worker.stop(signal.SIGQUIT)
-        return [status, stage.depth(), len(stage.unacked())]
+        return [status, stage.depth(), len(stage.unacked()), running.state]
 
-    assert alike(observed) == [0, 1, 0]
+    assert alike(observed)[:3] == [0, 0, 0]
 
 
 @pytest.mark.ours
