@@ -255,7 +255,7 @@ class Lane:
                 raise
             answer = (False, ExceptionInfo())
             if isinstance(exc, SystemExit | KeyboardInterrupt) and self.plan.lanes == 1:
-                code, status = _exit_of(exc)
+                code, status = exit_of(exc)
                 self.pipe.answered(number, pickle.dumps(answer, pickle.HIGHEST_PROTOCOL), lost=status)
                 return code
         try:
@@ -366,12 +366,12 @@ class Lane:
 
     def exited(self, number: int, exc: BaseException) -> int:
         """The task asked for the end of its process."""
-        code, status = _exit_of(exc)
+        code, status = exit_of(exc)
         self.pipe.lost(number, status)
         return code
 
 
-def _exit_of(exc: BaseException) -> tuple[int, str]:
+def exit_of(exc: BaseException) -> tuple[int, str]:
     """Exit status, and how billiard words it."""
     if not isinstance(exc, SystemExit):
         return EX_FAILURE, type(exc).__name__

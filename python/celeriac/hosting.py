@@ -25,12 +25,13 @@ from celery import signals
 from celery.exceptions import InvalidTaskError, TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from celery.worker import state
 from celery.worker.consumer import Consumer
-from celery.worker.request import create_request_cls
+from celery.worker.request import Request, create_request_cls
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.utils.imports import symbol_by_name
 
 from celeriac import ladder
 from celeriac._core import Desk
+from celeriac.child import exit_of
 from celeriac.incidents import Incidents, Settled, einfo_of, signal_of
 
 if TYPE_CHECKING:
@@ -385,7 +386,13 @@ class Hosting:
         except Exception:
             self._over(call, success=False, value=ExceptionInfo())
         else:
-            self._over(call, success=success, value=answer)
+            left = None if success else answer.exception
+            left = getattr(left, "exc", left)
+            # A task that left its process; Celery knows what to make of that since 5.7.
+            if isinstance(left, (SystemExit, KeyboardInterrupt)) and not hasattr(Request, "_worker_lost_info"):
+                self._lost(call, exit_of(left)[1])
+            else:
+                self._over(call, success=success, value=answer)
 
     def _lost(self, call: int, status: str) -> None:
         self._failed(call, WorkerLostError(f"Worker exited prematurely: {status}."))

@@ -4,6 +4,7 @@ import signal
 
 import pytest
 from support.raw import body, headers, put
+from support.servers import Redis
 from support.waiting import until
 
 
@@ -222,3 +223,31 @@ def test_a_strategy_that_cannot_be_hosted_is_refused_at_start(stage_on, kind):
     refusal = "task broken: its Strategy strategy_app:broken cannot be hosted (AttributeError: 'NoneType' object"
     assert refusal in worker.log
     assert "run `celery worker` without CELERIAC for this app" in worker.log
+
+
+@pytest.fixture
+def own_redis(tmp_path):
+    """A server whose connections may be cut: the pools of this process keep those to the shared one."""
+    (tmp_path / "redis").mkdir()
+    with Redis(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.mark.ours
+def test_a_lost_connection_costs_no_hosted_work(stage_on, kind, own_redis):
+    stage = stage_on(kind, own_redis.url, own_redis.url)
+    worker = stage.worker(app="request_app", concurrency=2)
+    running = stage.send("sleep", 1.0)
+    stage.wait_journal("begun")
+    waiting = stage.send("add", 3, countdown=1.5)
+    wait_for(stage, "task_received", waiting)
+    client = stage.redis()
+    for connection in client.client_list():
+        if connection["id"] != str(client.client_id()):
+            client.client_kill_filter(_id=connection["id"])
+    worker.wait_log("Connection to broker lost")
+    assert waiting.get(timeout=30) == 3
+    wait_for(stage, "acknowledge", running)
+    stage.wait_empty()
+    assert len(stage.journal("begun")) == 1
+    assert names(hooks(stage, waiting.id)) == ["init", "task_received", "accepted", "acknowledge"]
