@@ -23,6 +23,10 @@
 //! no child could. Settlements, results and frames travel in batches of whatever is ready; a lone one is never held
 //! back.
 //!
+//! A task whose `Request` or `Strategy` class is the app's own takes another way ([`worker::hosting`]): its message gets a
+//! ticket, Celery's code makes and calls the app's objects on the main thread, and what they post to the pool goes
+//! to a child as a pickled call. The settlement is theirs.
+//!
 //! # What always holds
 //!
 //! - A message is in its queue, or recorded as unacknowledged, or settled. On Redis one script takes and records it
@@ -78,6 +82,12 @@
 //! - **Failures of the parent in Python.** A lost child, a hard limit, a revoked or unknown task are reported through
 //!   Celery's own `Request` and backend on the main thread: rare, and right for every backend.
 //!
+//! - **The app's own requests run Celery's code, not a copy of it.** Calling the hooks of a custom `Request` where Rust
+//!   passes the same points would have been cheaper and never quite right: the class that Celery derives from it, what
+//!   it posts to the pool and what comes back are all visible to it. So the parent pickles and unpickles for these
+//!   tasks, and only for them. Scheduling stays with the core, or remote control would not see them; for a strategy it
+//!   cannot, as nothing says which message a call is for.
+//!
 //! # Glossary
 //!
 //! | word | is |
@@ -89,6 +99,8 @@
 //! | slot | the right to run one task |
 //! | outcome | how a task ended, as data |
 //! | settlement | what the broker is told |
+//! | ticket | a message that the app's own objects decide about |
+//! | call | a pickled function that such an object has a child run |
 //! | incident | what the parent reports because no child will |
 
 pub mod backend;

@@ -17,6 +17,7 @@ from celery.utils.debug import cry
 
 from celeriac import _core, kombu_bridge, ladder
 from celeriac.commands import Commands
+from celeriac.hosting import Hosting
 from celeriac.incidents import Incidents
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def run(worker: Worker, zygote: Zygote) -> Ended:
         zygote_fd=zygote.socket,
         zygote_pid=zygote.pid,
         wants_received=hooks.wants_received,
+        desk=worker.pool.calls.desk,
         bridges=kombu_bridge.bridges(worker.app) if ladder.broker(worker.app).rung == "python" else None,
     )
     return Ended(exitcode, restart)
@@ -57,6 +59,7 @@ class Hooks:
         self.worker = worker
         self.incidents = Incidents(worker)
         self.commands = Commands(worker)
+        self.hosting = Hosting(worker, self.incidents)
 
     @property
     def wants_received(self) -> bool:
@@ -124,6 +127,13 @@ class Hooks:
 
     def store_revoked(self, tasks: str) -> None:
         self.commands.store_revoked(json.loads(tasks))
+
+    def hosted(self, event: str, envelope: str | None, data: bytes | None) -> str | None:
+        try:
+            return self.hosting.event(event, envelope, data)
+        except Exception:
+            logger.exception("A request or strategy of the app failed: %s", event)
+            return None
 
     def control(self, method: str, arguments: str) -> str | None:
         return self.commands.run(method, json.loads(arguments))

@@ -6,6 +6,7 @@ import atexit
 import faulthandler
 import json
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ from billiard import common as billiard_common
 from billiard import util as billiard_util
 from billiard.common import human_status, reset_signals
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from billiard.pool import MaybeEncodingError
 from celery import platforms, signals
 from celery._state import _set_task_join_will_block
 from celery.app import trace
@@ -182,7 +184,7 @@ class Lane:
                 return EX_FAILURE
             if isinstance(job, int):
                 return job
-            leave = self.job(job)
+            leave = self.call(*job) if len(job) == 2 else self.job(job)
             if leave is not None:
                 return leave
 
@@ -236,6 +238,35 @@ class Lane:
             pipe.succeeded(number, str(retstr), runtime or 0.0)
             return None
         return self.unsuccessful(number, retval, runtime or 0.0)
+
+    def call(self, number: int, body: bytes) -> int | None:
+        """Runs what the parent process posted to the pool, as billiard does; gives an exit status when the process
+        has to go."""
+        global _interruptible
+        self.pipe.accepted(number)
+        try:
+            function, args, kwargs = pickle.loads(body)
+            _interruptible = True
+            answer = (True, function(*args, **kwargs))
+            _interruptible = False
+        except BaseException as exc:
+            _interruptible = False
+            if billiard_common._should_have_exited[0]:
+                raise
+            answer = (False, ExceptionInfo())
+            if isinstance(exc, SystemExit | KeyboardInterrupt) and self.plan.lanes == 1:
+                code, status = exit_of(exc)
+                self.pipe.answered(number, pickle.dumps(answer, pickle.HIGHEST_PROTOCOL), lost=status)
+                return code
+        try:
+            value = pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
+        except Exception as exc:
+            try:
+                raise MaybeEncodingError(exc, answer[1]) from None
+            except MaybeEncodingError:
+                value = pickle.dumps((False, ExceptionInfo()), pickle.HIGHEST_PROTOCOL)
+        self.pipe.answered(number, value)
+        return None
 
     def decode(self, content: bytes, content_type: str, content_encoding: str) -> Any:
         """What kombu makes of a body; raises what it raises."""
@@ -336,15 +367,18 @@ class Lane:
 
     def exited(self, number: int, exc: BaseException) -> int:
         """The task asked for the end of its process."""
-        code: object = EX_FAILURE
-        if isinstance(exc, SystemExit):
-            code = 0 if exc.code is None else exc.code
-            code = code if isinstance(code, int) else EX_FAILURE
-            status = human_status(code)
-        else:
-            status = type(exc).__name__
+        code, status = exit_of(exc)
         self.pipe.lost(number, status)
-        return code if isinstance(code, int) else EX_FAILURE
+        return code
+
+
+def exit_of(exc: BaseException) -> tuple[int, str]:
+    """Exit status, and how billiard words it."""
+    if not isinstance(exc, SystemExit):
+        return EX_FAILURE, type(exc).__name__
+    code = 0 if exc.code is None else exc.code
+    code = code if isinstance(code, int) else EX_FAILURE
+    return code, human_status(code)
 
 
 def _is_plain(text: bytes) -> bool:

@@ -249,6 +249,7 @@ def task_policy(task: Task) -> dict[str, Any]:
         "rate_limit": rate_limit(task),
         "rate_limit_text": None if task.rate_limit is None else str(task.rate_limit),
         "ignore_result": bool(task.ignore_result),
+        "hosting": ladder.hosting(task),
     }
 
 

@@ -39,6 +39,9 @@ DEFAULT_CONSUMER = "celery.worker.consumer:Consumer"
 DEFAULT_STRATEGY = "celery.worker.strategy:default"
 DEFAULT_REQUEST = "celery.worker.request:Request"
 
+#: Whether messages of a task go through objects of the app's own in the parent process (`celeriac.hosting`).
+Hosting = Literal["native", "request", "strategy"]
+
 #: Settings whose effect does not exist yet and whose loss breaks no task: one warning at start names them.
 WITHOUT_EFFECT = {
     "worker_send_task_events": "no events are sent",
@@ -186,6 +189,11 @@ def _peculiarities(task: Task) -> list[str]:
     # Celery itself wraps `__call__` of the plain class while a worker runs.
     if overridden:
         reasons.append(f"{name_of(type(task).__mro__[1])} overrides {', '.join(overridden)}")
+    match hosting(task):
+        case "strategy":
+            reasons.append(f"Strategy is {name_of(task.Strategy)}: the parent process hands it each message")
+        case "request":
+            reasons.append(f"Request is {name_of(task.Request)}: the parent process makes one for each message")
     if task.__trace__ is not None:
         reasons.append(f"__trace__ is {name_of(task.__trace__)}")
     if getattr(task, "autoretry_for", None):
@@ -193,6 +201,13 @@ def _peculiarities(task: Task) -> list[str]:
     if name_of(type(task.backend)) != name_of(type(task.app.backend)):
         reasons.append(f"backend is {name_of(type(task.backend))}")
     return reasons
+
+
+def hosting(task: Task) -> Hosting:
+    """Whose objects the task's messages go through; a strategy makes its requests itself."""
+    if name_of(task.Strategy) != DEFAULT_STRATEGY:
+        return "strategy"
+    return "native" if name_of(task.Request) == DEFAULT_REQUEST else "request"
 
 
 def receivers(signal: Any) -> list[str]:
@@ -247,11 +262,26 @@ def _refused_settings(worker: Worker) -> Iterator[str]:
 
 
 def _refused_tasks(worker: Worker) -> Iterator[str]:
+    from celery.worker.request import Request
+    from kombu.utils.imports import symbol_by_name
+
     for name, task in sorted(worker.app.tasks.items()):
-        for attribute, usual in (("Strategy", DEFAULT_STRATEGY), ("Request", DEFAULT_REQUEST)):
-            own = name_of(getattr(task, attribute))
-            if own != usual:
-                yield f"task {name} sets {attribute} to {own}, which celeriac does not run: {RUN_CELERY}."
+        if hosting(task) == "native":
+            continue
+        for attribute in ("Strategy", "Request"):
+            own = getattr(task, attribute)
+            try:
+                found = symbol_by_name(own)
+            except Exception as error:
+                yield f"task {name} sets {attribute} to {own!r}, which cannot be imported ({error}): correct the name."
+                continue
+            if not callable(found):
+                yield f"task {name} sets {attribute} to {own!r}, which cannot be called: correct it."
+            elif attribute == "Request" and not (isinstance(found, type) and issubclass(found, Request)):
+                yield (
+                    f"task {name} sets Request to {name_of(found)}, which is no subclass of {DEFAULT_REQUEST}: "
+                    f"make it one, or {RUN_CELERY}."
+                )
 
 
 def _refused_steps(worker: Worker) -> Iterator[str]:

@@ -11,7 +11,8 @@ import atexit
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -23,11 +24,13 @@ from celery.utils.log import worker_logger as logger
 from celery.worker import components
 from celery.worker.consumer import Consumer
 
-from celeriac import config, ladder, zygote
+from celeriac import config, hosting, ladder, zygote
 from celeriac.statefile import StateFile
 
 #: Exit status of a worker whose app asks for what celeriac cannot do; as for other usage errors.
 EX_REFUSED = 2
+
+TERM = signal.SIGTERM
 
 #: Handled by Rust once the core runs; until then they are noted, so that an early stop is a stop.
 EARLY_SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT")
@@ -45,7 +48,22 @@ class PoolStandIn:
         self.limit: int = worker.concurrency
         #: Process ids of the children, kept by the bridge.
         self.pids: list[int] = []
+        self.calls = hosting.Calls()
         self._worker = worker
+
+    def apply_async(
+        self,
+        target: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> hosting.Applied:
+        """Has a child run a function that can be pickled; limits and callbacks as in Celery's pools."""
+        return self.calls.post(target, args, kwargs, options)
+
+    def terminate_job(self, pid: int, signal: int | None = None) -> None:
+        """Kills a child, if it runs what came through `apply_async`."""
+        self.calls.terminate(pid, signal or TERM)
 
     @property
     def num_processes(self) -> int:
@@ -66,11 +84,10 @@ class PoolStandIn:
         }
 
 
-class ConsumerStandIn:
+class ConsumerStandIn(hosting.Limits):
     """What boot steps and the receivers of `worker_ready` see as the consumer."""
 
     hub = None
-    qos = None
     task_consumer = None
     gossip = None
 
@@ -85,6 +102,8 @@ class ConsumerStandIn:
         self.prefetch_multiplier = worker.prefetch_multiplier
         self.disable_rate_limits = worker.disable_rate_limits
         self.strategies: dict[str, Any] = {}
+        self.qos = hosting.Prefetch()
+        self.task_buckets: dict[str, Any] = defaultdict(lambda: None)
         self.on_task_message: set[Any] = set()
         self.conninfo = worker.app.connection_for_read()
         self.connection_errors = self.conninfo.connection_errors
@@ -208,7 +227,11 @@ class ConsumerStep(components.Consumer):  # type: ignore[misc]
         from celeriac import bridge
 
         assert w.zygote is not None, "forked in on_start"
-        ended = bridge.run(w, w.zygote)
+        try:
+            ended = bridge.run(w, w.zygote)
+        except ladder.Refused as refused:
+            logger.critical("%s", refused.message)
+            raise WorkerShutdown(EX_REFUSED) from None
         # Before anything that is registered for the exit, as a restart is.
         w.save_state()
         if ended.restart:

@@ -109,6 +109,22 @@ pub struct TaskPolicy {
     /// `ignore_result`.
     #[serde(default)]
     pub ignore_result: bool,
+    /// Whose objects its requests go through.
+    #[serde(default)]
+    pub hosting: Hosting,
+}
+
+/// Whether a task's requests go through objects of the app's own in the parent process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hosting {
+    /// No: nothing of the app's is called for them.
+    #[default]
+    Native,
+    /// `Task.Request` is the app's: it is made when the message comes, and puts itself into the pool.
+    Request,
+    /// `Task.Strategy` is the app's: it is given the message and decides all that follows.
+    Strategy,
 }
 
 impl Default for TaskPolicy {
@@ -125,6 +141,7 @@ impl Default for TaskPolicy {
             rate_limit: None,
             rate_limit_text: None,
             ignore_result: false,
+            hosting: Hosting::Native,
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::{Job, JobId, Outcome};
+use super::{Job, JobId, Outcome, Work};
 use crate::backend::Record;
 use crate::protocol::{DeliveryInfo, Json};
 
@@ -55,6 +55,13 @@ pub enum FromChild {
         confirm: Option<u64>,
         /// What to write.
         record: Record,
+    },
+    /// A call answered; `Ended` follows.
+    Answered {
+        /// Which.
+        job: JobId,
+        /// What it answered.
+        value: Bytes,
     },
     /// The job ended.
     Ended {
@@ -142,6 +149,7 @@ impl ToChild {
                 content_type: fields.text()?,
                 content_encoding: fields.text()?,
                 acks_early: fields.u8()? != 0,
+                work: if fields.u8()? == 0 { Work::Message } else { Work::Call },
             })),
             2 => Self::Stored { serial: fields.u64()?, error: fields.optional_text()? },
             3 => Self::Stop,
@@ -176,6 +184,11 @@ impl FromChild {
                 out.put_f64_le(record.expires.unwrap_or_default().as_secs_f64());
                 put(out, record.content_type.as_bytes());
                 put(out, record.content_encoding.as_bytes());
+            }
+            Self::Answered { job, value } => {
+                out.put_u8(5);
+                out.put_u64_le(*job);
+                put(out, value);
             }
             Self::Ended { job, outcome, memory } => {
                 out.put_u8(4);
@@ -214,6 +227,7 @@ impl FromChild {
                 let memory = fields.optional(Fields::u64)?;
                 Self::Ended { job, outcome: take_outcome(&mut fields)?, memory }
             }
+            5 => Self::Answered { job: fields.u64()?, value: fields.bytes()? },
             kind => return Err(FrameError::Kind(kind)),
         })
     }
@@ -234,6 +248,7 @@ fn put_job(out: &mut BytesMut, job: &Job) {
     put(out, job.content_type.as_bytes());
     put(out, job.content_encoding.as_bytes());
     out.put_u8(u8::from(job.acks_early));
+    out.put_u8(u8::from(job.work == Work::Call));
 }
 
 fn seconds(value: f64) -> Duration {
@@ -444,6 +459,34 @@ mod tests {
         let frame = FromChild::Store { job: 1, confirm: None, record: record.clone() };
         match there_and_back(&frame) {
             FromChild::Store { job: 1, confirm: None, record: back } => assert_eq!(back, record),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_call_and_its_answer_survive_the_pipe() {
+        let job = Job {
+            id: 9,
+            task: "add".into(),
+            task_id: String::new(),
+            headers: Json::empty(),
+            properties: Json::empty(),
+            info: DeliveryInfo::default(),
+            body: Bytes::from_static(b"\x80\x05"),
+            content_type: String::new(),
+            content_encoding: String::new(),
+            acks_early: true,
+            work: Work::Call,
+        };
+        let mut buffer = BytesMut::new();
+        ToChild::encode_run(&job, &mut buffer);
+        match ToChild::decode(split(&mut buffer).unwrap().unwrap()).unwrap() {
+            ToChild::Run(back) => assert_eq!((back.work, back.body), (Work::Call, job.body)),
+            other => panic!("{other:?}"),
+        }
+        let value = Bytes::from_static(b"N.");
+        match there_and_back(&FromChild::Answered { job: 9, value: value.clone() }) {
+            FromChild::Answered { job: 9, value: back } => assert_eq!(back, value),
             other => panic!("{other:?}"),
         }
     }

@@ -45,6 +45,18 @@ pub struct Job {
     pub content_encoding: String,
     /// Whether the broker is told at [`Event::Accepted`]; the child then reports it at once.
     pub acks_early: bool,
+    /// What the body is.
+    pub work: Work,
+}
+
+/// What the body of a job is. The supervisor decides it; no message can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// The body of a task message.
+    Message,
+    /// A pickled call that the parent process asks for (`celeriac.hosting`): always accepted before it runs, answered
+    /// with [`Event::Answered`]. Only pools of Python processes run it.
+    Call,
 }
 
 /// How a task ended, as data. Not an error of ours.
@@ -136,6 +148,13 @@ pub enum Event {
     Accepted {
         /// Which job.
         job: JobId,
+    },
+    /// A [`Work::Call`] returned or raised; its [`Event::Ended`] follows.
+    Answered {
+        /// Which job.
+        job: JobId,
+        /// What it answered: pickled, and read by Python only.
+        value: Bytes,
     },
     /// A result is to be written. When `confirm` is there the child waits: [`Pool::stored`] answers it.
     Store {

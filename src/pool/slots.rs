@@ -215,6 +215,7 @@ impl Slots {
                 }
             }
             FromChild::Accepted { job } => events.push(Event::Accepted { job }),
+            FromChild::Answered { job, value } => events.push(Event::Answered { job, value }),
             FromChild::Store { job, confirm, record } => {
                 let confirm = confirm
                     .filter(|_| self.child(index, number).is_some())

@@ -17,7 +17,7 @@ use rustix::net::{SendFlags, send};
 
 use crate::backend::Record;
 use crate::pool::ipc::{FromChild, ToChild, split};
-use crate::pool::{Job, Outcome};
+use crate::pool::{Job, Outcome, Work};
 use crate::protocol::Json;
 
 /// Exit status of a child that leaves for good, and of one that is to be replaced (Celery's `EX_RECYCLE`).
@@ -297,10 +297,13 @@ impl ChildPipe {
         self.write(py, &FromChild::Up { pid: self.pid })
     }
 
-    /// The next job, as a tuple; the exit status to leave with; or None when the supervisor is gone.
+    /// The next job, as a tuple, of two items for a call: `(job, pickled)`; the exit status to leave with; or None when the supervisor is gone.
     fn recv<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         self.own_process()?;
         match self.wait(py, Inbox::next)? {
+            Next::Job(job) if job.work == Work::Call => {
+                Ok(Some((job.id, PyBytes::new(py, &job.body)).into_pyobject(py)?.into_any()))
+            }
             Next::Job(job) => Ok(Some(job_tuple(py, &job)?.into_any())),
             Next::Leave(status) => Ok(Some(status.into_pyobject(py)?.into_any())),
             Next::Closed => Ok(None),
@@ -349,6 +352,17 @@ impl ChildPipe {
         traceback: Text,
     ) -> PyResult<()> {
         self.ended(py, job, Outcome::Rejected { requeue, exception: exception.0, traceback: traceback.0 })
+    }
+
+    /// The call returned or raised, as this pickled answer says; `lost` when the process leaves for it.
+    #[pyo3(signature = (job, value, *, lost = None))]
+    fn answered(&self, py: Python<'_>, job: u64, value: &[u8], lost: Option<String>) -> PyResult<()> {
+        FromChild::Answered { job, value: Bytes::copy_from_slice(value) }.encode(&mut self.writing());
+        let outcome = match lost {
+            Some(status) => Outcome::WorkerLost { status },
+            None => Outcome::Success { result: String::new(), runtime: 0.0 },
+        };
+        self.ended(py, job, outcome)
     }
 
     /// The body could not be decoded.

@@ -9,15 +9,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::broker::Settlement;
 use crate::logging::{LineConfig, LineWriter};
 use crate::protocol::{DeliveryInfo, Message};
 use crate::worker::hooks::{Hooks, LogRecord, Notice, Report, Unstarted};
+use crate::worker::hosting::{Hosted, Order};
 
 /// How often the main thread looks for Python-level signal handlers when nothing else wakes it.
 const CHECK_SIGNALS: Duration = Duration::from_secs(5);
@@ -30,6 +32,7 @@ pub(super) enum Call {
     Report(Box<Report>, oneshot::Sender<Option<Settlement>>),
     StoreRevoked(Vec<Unstarted>, oneshot::Sender<()>),
     Control(String, Value, oneshot::Sender<Option<Value>>),
+    Host(Hosted, oneshot::Sender<Option<Settlement>>),
     Over,
 }
 
@@ -40,6 +43,8 @@ pub(super) struct PyHooks {
     wants_received: Arc<AtomicBool>,
     /// Writes records with data, the lines of received tasks, where Python need not see them.
     lines: Option<Mutex<LineWriter>>,
+    /// What the app's own objects ask for, until the worker takes it.
+    orders: Mutex<Option<mpsc::UnboundedReceiver<Order>>>,
 }
 
 /// The main thread's end.
@@ -49,12 +54,16 @@ pub(super) struct Inbox {
 }
 
 /// The channel's two ends.
-pub(super) fn pair(wants_received: bool, lines: Option<&LineConfig>) -> (PyHooks, Sender<Call>, Inbox) {
+pub(super) fn pair(
+    wants_received: bool,
+    lines: Option<&LineConfig>,
+    orders: Option<mpsc::UnboundedReceiver<Order>>,
+) -> (PyHooks, Sender<Call>, Inbox) {
     let (calls, inbox) = channel();
     let lines = lines.and_then(LineWriter::new).map(Mutex::new);
     let wants_received = Arc::new(AtomicBool::new(wants_received));
     let inbox = Inbox { calls: inbox, wants_received: wants_received.clone() };
-    (PyHooks { calls: calls.clone(), wants_received, lines }, calls, inbox)
+    (PyHooks { calls: calls.clone(), wants_received, lines, orders: Mutex::new(orders) }, calls, inbox)
 }
 
 #[async_trait]
@@ -102,6 +111,18 @@ impl Hooks for PyHooks {
         let (done, answer) = oneshot::channel();
         self.calls.send(Call::Control(method.to_owned(), arguments, done)).ok()?;
         answer.await.ok().flatten()
+    }
+
+    fn host(&self, event: Hosted) -> BoxFuture<'static, Option<Settlement>> {
+        let (done, answer) = oneshot::channel();
+        // Sent now: the order of events is that of the calls of this method.
+        let _ = self.calls.send(Call::Host(event, done));
+        Box::pin(async move { answer.await.ok().flatten() })
+    }
+
+    fn orders(&self) -> mpsc::UnboundedReceiver<Order> {
+        let taken = self.orders.lock().ok().and_then(|mut orders| orders.take());
+        taken.unwrap_or_else(|| mpsc::unbounded_channel().1)
     }
 }
 
@@ -190,12 +211,32 @@ fn one(py: Python<'_>, hooks: &Bound<'_, PyAny>, call: Call) -> PyResult<()> {
             let answer: Option<String> = answer.extract()?;
             let _ = done.send(answer.and_then(|answer| serde_json::from_str(&answer).ok()));
         }
+        Call::Host(event, done) => {
+            let (parts, data) = match &event {
+                Hosted::Deliver { message, info, .. } | Hosted::Received { message, info, .. } => {
+                    (Some(envelope(message, info)), Some(PyBytes::new(py, &message.body)))
+                }
+                Hosted::Answered { value, .. } => (None, Some(PyBytes::new(py, value))),
+                Hosted::Execute { .. }
+                | Hosted::Revoked { .. }
+                | Hosted::Forget { .. }
+                | Hosted::Terminate { .. }
+                | Hosted::Cancelled { .. }
+                | Hosted::Accepted { .. }
+                | Hosted::TimedOut { .. }
+                | Hosted::Lost { .. }
+                | Hosted::Terminated { .. } => (None, None),
+            };
+            let answer = hooks.call_method1("hosted", (text(&event), parts, data))?;
+            let answer: Option<String> = answer.extract()?;
+            let _ = done.send(answer.as_deref().and_then(settlement));
+        }
         Call::Notice(_) | Call::Log(_) | Call::Over => {}
     }
     Ok(())
 }
 
-fn settlement(name: &str) -> Option<Settlement> {
+pub(super) fn settlement(name: &str) -> Option<Settlement> {
     match name {
         "ack" => Some(Settlement::Ack),
         "reject" => Some(Settlement::Reject),

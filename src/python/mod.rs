@@ -5,6 +5,7 @@ mod child;
 mod cli;
 mod errors;
 mod hooks;
+mod hosting;
 mod ladder;
 mod log;
 mod run;
@@ -21,5 +22,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(run::run_worker, module)?)?;
     module.add_class::<child::ChildPipe>()?;
     module.add_class::<broker::KombuPort>()?;
+    module.add_class::<hosting::Desk>()?;
     Ok(())
 }

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::Exit;
 use super::dispatch::{Refusal, Rules, Verdict, dispatch};
 use super::hooks::{Hooks, Incident, LogRecord, Notice, Report, Unstarted};
+use super::hosting::Desk;
 use super::jobs::{Jobs, Running};
 use super::link::{Link, LinkEvent};
 use super::panel::Asked;
@@ -28,7 +29,7 @@ use crate::broker::reconnect::Why;
 use crate::broker::{self, Command, Delivery, Handle, Settlement, Tag};
 use crate::clock;
 use crate::cluster::clock::LamportClock;
-use crate::config::Config;
+use crate::config::{Config, Hosting};
 use crate::error::{BrokerError, Error};
 use crate::pool::{self, JobId, Pool};
 use crate::protocol::{DeliveryInfo, Message, TaskHeaders, repr};
@@ -52,6 +53,8 @@ const COLD_PATIENCE: Duration = Duration::from_secs(8);
 pub(super) enum Received {
     /// That the app was just told of.
     Task(Box<Request>),
+    /// That the app can make nothing of, and how it is settled.
+    Refused(Box<Request>, Settlement),
     /// Of remote control.
     Command(Message),
 }
@@ -118,6 +121,8 @@ pub(super) struct Consumer {
     pub(super) reports: JoinSet<Reported>,
     pub(super) asking: JoinSet<Asked>,
     pub(super) receiving: FuturesOrdered<BoxFuture<'static, Received>>,
+    /// Messages that the app's own objects decide about.
+    pub(super) desk: Desk,
     etas: u32,
     pub(super) limited: u32,
     /// The last that the broker was told; none: to fetch nothing.
@@ -144,6 +149,7 @@ impl Consumer {
         let mut revoked = RevokedTasks::new(bounds);
         config.revoked.iter().for_each(|id| revoked.insert(id, Instant::now()));
         let clock = LamportClock::at(config.clock);
+        let desk = Desk::new(hooks.as_ref());
         let mut consumer = Self {
             config,
             rules,
@@ -167,6 +173,7 @@ impl Consumer {
             reports: JoinSet::new(),
             asking: JoinSet::new(),
             receiving: FuturesOrdered::new(),
+            desk,
             etas: 0,
             limited: 0,
             told_prefetch: Some(prefetch),
@@ -197,6 +204,8 @@ impl Consumer {
                 Some(written) = inbox.written.recv() => self.on_written(written),
                 Some(reported) = self.reports.join_next() => self.on_reported(reported),
                 Some(received) = self.receiving.next() => self.on_received(received),
+                Some(order) = self.desk.orders.recv() => self.on_order(order),
+                Some(done) = self.desk.asking.join_next() => self.on_done(done),
                 Some(answer) = self.asking.join_next() => self.on_answer(answer),
                 Some(cause) = inbox.causes.recv() => self.on_cause(cause),
                 () = tokio::time::sleep_until(until) => self.on_due(),
@@ -216,6 +225,9 @@ impl Consumer {
             sleep = sleep.min(Duration::try_from_secs_f64(at - clock::now()).unwrap_or_default());
         }
         if let Some(at) = self.jobs.next_limit() {
+            sleep = sleep.min(Duration::try_from_secs_f64(at - self.uptime()).unwrap_or_default());
+        }
+        if let Some(at) = self.desk.next_limit() {
             sleep = sleep.min(Duration::try_from_secs_f64(at - self.uptime()).unwrap_or_default());
         }
         let until = Instant::now() + sleep;
@@ -316,18 +328,21 @@ impl Consumer {
             let late: Vec<JobId> =
                 self.jobs.active().filter(|(_, job)| !job.acknowledged).map(|(id, _)| id).collect();
             self.kill(&late);
+            self.kill_calls();
         }
     }
 
     /// What the broker no longer knows as ours is dropped before it starts; it comes again.
     fn drop_unstarted(&mut self) {
-        for request in self.ready.drain(..) {
-            request.handle.abandon();
-        }
+        let mut unstarted: Vec<Request> = self.ready.drain(..).collect();
         for waiting in self.waiting.drain() {
             if let Waiting::Eta(request) | Waiting::Limited(request) = waiting {
-                request.handle.abandon();
+                unstarted.push(*request);
             }
+        }
+        for request in unstarted {
+            self.forget(&request);
+            request.handle.abandon();
         }
         self.returning.clear();
         (self.etas, self.limited) = (0, 0);
@@ -347,6 +362,7 @@ impl Consumer {
                 }
                 self.ready.push_back(*request);
             }
+            Verdict::Request(request) if request.policy.hosting == Hosting::Strategy => self.host(*request),
             Verdict::Request(request) if returns => self.admit(*request),
             Verdict::Request(request) => self.on_request(*request),
         }
@@ -377,7 +393,9 @@ impl Consumer {
         let now = request.expires.is_some() || self.revoked.contains(&request.headers.id);
         let request = if now { self.unless_revoked(request) } else { Some(request) };
         let Some(request) = request else { return };
-        if self.hooks.wants_received() || !self.receiving.is_empty() {
+        if request.policy.hosting == Hosting::Request {
+            self.receive_hosted(request);
+        } else if self.hooks.wants_received() || !self.receiving.is_empty() {
             let hooks = self.hooks.clone();
             self.receiving.push_back(Box::pin(async move {
                 hooks.received(&request.message, &request.info).await;
@@ -391,6 +409,7 @@ impl Consumer {
     fn on_received(&mut self, received: Received) {
         match received {
             Received::Task(request) => self.admit(*request),
+            Received::Refused(request, settlement) => self.link.settle(request.handle.settle(settlement)),
             Received::Command(message) => self.obey(&message),
         }
     }
@@ -416,6 +435,10 @@ impl Consumer {
             self.hooks.notice(Notice::Revoked(vec![id.clone()]));
         }
         tracing::info!(target: "celery.worker.request", "Discarding revoked task: {}{by_header}", request.human());
+        if let Some(ticket) = request.ticket {
+            self.discard(request, ticket, expired);
+            return None;
+        }
         let reason = if expired { "expired" } else { "revoked" };
         let what = Incident::Revoked { reason, terminated: false, signal: None, expired };
         let report = Report { what, message: request.message, info: request.info, pid: None };
@@ -432,8 +455,11 @@ impl Consumer {
         let now = clock::now();
         match request.eta {
             Some(eta) if eta > now => {
-                // With a limit on them they are counted, as in Celery; parked ones are not.
-                let parks = self.link.broker().capabilities().parks && self.config.eta_task_limit.is_none();
+                // With a limit on them they are counted, as in Celery; parked ones are not. A parked request is
+                // forgotten, and the object that the app has made of it would be made twice.
+                let parks = self.link.broker().capabilities().parks
+                    && self.config.eta_task_limit.is_none()
+                    && request.ticket.is_none();
                 if parks && eta > now + PARK_BEYOND && self.link.is_up() {
                     let Request { headers, message, info, handle, .. } = request;
                     let tag = handle.abandon();
@@ -495,6 +521,7 @@ impl Consumer {
         while let Some((id, limit)) = self.jobs.limit_due(uptime) {
             self.on_limit(id, limit);
         }
+        self.on_call_limits();
         if self.stop_until.is_some_and(|until| Instant::now() >= until) {
             self.stop_until = None;
             match self.shutdown.phase {
@@ -511,6 +538,7 @@ impl Consumer {
         if self.config.disable_prefetch && self.link.broker().capabilities().parks {
             // What runs, what waits for its time, and what could start now.
             let unsettled = self.jobs.active().filter(|(_, job)| !job.acknowledged).count();
+            let unsettled = unsettled + self.desk.unsettled();
             let started = u32::try_from(unsettled + self.pool.idle()).unwrap_or(u32::MAX);
             let waiting = self.etas.min(self.config.eta_task_limit.unwrap_or(u32::MAX));
             let free = self.pool.idle() > self.ready.len();
@@ -546,14 +574,20 @@ impl Consumer {
 
     /// Gives ready requests to idle slots.
     fn pump(&mut self) {
-        while self.pool.idle() > 0 && self.unwritten < MOST_UNWRITTEN {
+        self.pump_calls();
+        while self.pool.idle() > self.desk.claims() && self.unwritten < MOST_UNWRITTEN {
             let Some(request) = self.ready.pop_front() else { break };
             if !self.link.holds(request.handle.tag()) {
                 // The broker took it back while it waited here; it will come again.
+                self.forget(&request);
                 request.handle.abandon();
                 continue;
             }
             let Some(request) = self.unless_revoked(request) else { continue };
+            if let Some(ticket) = request.ticket {
+                self.execute(request, ticket);
+                continue;
+            }
             let id = self.jobs.next_id();
             match self.pool.submit(request.job(id)) {
                 Ok((_, pid)) => {
@@ -609,7 +643,7 @@ impl Consumer {
 
     pub(super) fn on_cause(&mut self, cause: Cause) {
         let before = self.shutdown.phase;
-        let busy = self.jobs.active().next().is_some();
+        let busy = self.jobs.active().next().is_some() || self.desk.running() > 0;
         let Said { lines, shutting_down } = self.shutdown.step(cause, busy, &self.config.shutdown);
         for line in lines {
             self.hooks.notice(Notice::Say(line.to_owned()));
@@ -629,6 +663,7 @@ impl Consumer {
         if phase == Phase::Cold && before < Phase::Cold {
             let running: Vec<JobId> = self.jobs.active().map(|(id, _)| id).collect();
             self.kill(&running);
+            self.kill_calls();
             self.stop_until = Some(Instant::now() + COLD_PATIENCE);
         }
     }
@@ -655,7 +690,10 @@ impl Consumer {
             Phase::Running => false,
             Phase::Hard => true,
             Phase::Warm | Phase::Soft | Phase::Cold => {
-                self.jobs.is_empty() && self.reports.is_empty() && self.receiving.is_empty()
+                self.jobs.is_empty()
+                    && self.reports.is_empty()
+                    && self.receiving.is_empty()
+                    && self.desk.is_idle()
             }
         }
     }
@@ -663,6 +701,7 @@ impl Consumer {
     /// Lets go of everything when the worker leaves without waiting: the broker redelivers it.
     pub(super) fn abandon(&mut self) {
         self.drop_unstarted();
+        self.desk.abandon();
         for id in self.jobs.all() {
             if let Some(job) = self.jobs.remove(id) {
                 job.request.handle.abandon();

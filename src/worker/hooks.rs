@@ -3,9 +3,12 @@
 //! a native app has its own. Nothing on the path of a healthy task waits here unless a handler is connected.
 
 use async_trait::async_trait;
+use futures_util::future::{BoxFuture, ready};
 use serde::Serialize;
 use serde_json::Value;
+use tokio::sync::mpsc;
 
+use super::hosting::{Hosted, Order};
 use crate::broker::Settlement;
 use crate::protocol::{DeliveryInfo, Message};
 
@@ -147,6 +150,17 @@ pub trait Hooks: Send + Sync {
 
     /// A remote control command that is not ours: the app's own. `None`: no such command.
     async fn control(&self, method: &str, arguments: Value) -> Option<Value>;
+
+    /// Tells the app's own `Request` and `Strategy` objects, in the order of the calls. The future ends when they have
+    /// done what they do about it; with a settlement when they cannot make anything of the message.
+    fn host(&self, _event: Hosted) -> BoxFuture<'static, Option<Settlement>> {
+        Box::pin(ready(None))
+    }
+
+    /// What those objects ask for; asked once.
+    fn orders(&self) -> mpsc::UnboundedReceiver<Order> {
+        mpsc::unbounded_channel().1
+    }
 }
 
 /// A revoked task that no child of this worker runs.

@@ -6,6 +6,7 @@ pub mod acks;
 mod consumer;
 pub mod dispatch;
 pub mod hooks;
+pub mod hosting;
 mod jobs;
 mod link;
 mod outcomes;

@@ -47,7 +47,9 @@ impl Consumer {
                 self.slots_up = self.slots_up.saturating_sub(1);
                 self.hooks.notice(Notice::Children(self.pool.pids()));
             }
+            pool::Event::Accepted { job } if self.on_call_accepted(job) => {}
             pool::Event::Accepted { job } => self.on_accepted(job),
+            pool::Event::Answered { job, value } => self.on_answered(job, value),
             pool::Event::Store { job, record, confirm } => {
                 if let Some(writes) = &self.writes {
                     if let Some(running) = self.jobs.get_mut(job) {
@@ -86,6 +88,7 @@ impl Consumer {
     }
 
     fn on_ended(&mut self, id: JobId, outcome: Outcome) {
+        let Some(outcome) = self.on_call_ended(id, outcome) else { return };
         let outcome = match outcome {
             Outcome::Translated { headers, body, content_type, content_encoding } => {
                 let Some(Running { request, .. }) = self.jobs.remove(id) else { return };

@@ -188,8 +188,22 @@ impl Panel for Consumer {
             | Waiting::Limited(_)
             | Waiting::Heartbeat => None,
         });
+        let hosted = self.desk.shown().map(|shown| TaskRequest {
+            headers: &shown.request.headers,
+            message: Some(&shown.request.message),
+            info: &shown.request.info,
+            stage: if shown.running.is_some() { Stage::Active } else { Stage::Reserved },
+            time_start: shown.running.map(|(started, _)| started),
+            acknowledged: shown.settled,
+            worker_pid: shown.running.map(|(_, pid)| pid),
+        });
         // What a child has yet to translate from protocol 1 has no name to be shown by.
-        active.chain(held).chain(parked).filter(|shown| !shown.headers.task.is_empty()).collect()
+        active
+            .chain(held)
+            .chain(parked)
+            .chain(hosted)
+            .filter(|shown| !shown.headers.task.is_empty())
+            .collect()
     }
 
     fn queues(&self) -> Vec<Queue> {
@@ -207,7 +221,7 @@ impl Panel for Consumer {
                 max_tasks_per_child: self.config.pool.max_tasks_per_child,
                 timeouts: (self.config.soft_time_limit, self.config.time_limit),
                 writes: self.totals.values().sum(),
-                active: self.jobs.active().count(),
+                active: self.jobs.active().count() + self.desk.running(),
             },
             broker: broker_stats(&self.link.broker().address(), &self.config.broker),
             prefetch_count: self.wanted_prefetch().unwrap_or(0),
@@ -244,6 +258,7 @@ impl Panel for Consumer {
         for job in jobs {
             self.terminate_running(job, signal);
         }
+        self.terminate_hosted(id, signal);
         Ok(())
     }
 

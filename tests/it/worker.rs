@@ -97,7 +97,7 @@ struct Bench {
     worker: JoinHandle<Result<Exit, Error>>,
 }
 
-const QUEUE: &str = "celery";
+pub(crate) const QUEUE: &str = "celery";
 
 impl Bench {
     async fn start(policy: TaskPolicy, slots: usize, answer: Option<Settlement>) -> Self {
@@ -164,7 +164,7 @@ impl Bench {
     }
 }
 
-fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
+pub(crate) fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
     Config {
         hostname: "celery@tests".to_owned(),
         broker: BrokerConfig {
