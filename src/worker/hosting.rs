@@ -445,6 +445,8 @@ impl Consumer {
                 Limit::Hard(seconds) => self.pool.interrupt(id, Interrupt::HardLimit(seconds)),
             }
         }
+        let calls = &self.desk.calls;
+        self.desk.limits.prune(calls.len(), |(id, _)| calls.contains_key(id));
     }
 
     /// Whether the job is a call; its request is told.

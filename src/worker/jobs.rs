@@ -91,18 +91,8 @@ impl Jobs {
             }
         }
         // Limits of ended jobs stay in the heap until they are due; do not let quick tasks with long limits pile up.
-        if self.limits.len() > 1024 && self.limits.len() > 4 * self.running.len() {
-            let kept: Vec<_> = self
-                .limits
-                .iter()
-                .filter(|(_, (id, _))| self.running.contains_key(id))
-                .map(|(at, what)| (at, *what))
-                .collect();
-            self.limits = Due::default();
-            for (at, what) in kept {
-                self.limits.push(at, what);
-            }
-        }
+        let running = &self.running;
+        self.limits.prune(running.len(), |(id, _)| running.contains_key(id));
         None
     }
 

@@ -50,6 +50,13 @@ impl<T> Due<T> {
         self.heap.push(Reverse(Entry { at, serial: self.serial, what }));
     }
 
+    /// Drops what is of no use any more where that has become most of it: `alive` things at least are of use.
+    pub fn prune(&mut self, alive: usize, of_use: impl Fn(&T) -> bool) {
+        if self.heap.len() > 1024 && self.heap.len() > 4 * alive {
+            self.heap.retain(|Reverse(entry)| of_use(&entry.what));
+        }
+    }
+
     /// When the first is due.
     pub fn next(&self) -> Option<f64> {
         self.heap.peek().map(|Reverse(entry)| entry.at)
