@@ -3,18 +3,12 @@
 import itertools
 
 import pytest
+from support.control import answer, start
 from support.lines import lines_of_task, plain
 from support.raw import body, headers, put
 from support.waiting import never, until
 
 PLENTY = "--prefetch-multiplier=50"
-
-
-def answer(stage, command, **arguments):
-    """The answer of the one worker."""
-    [reply] = stage.app.control.broadcast(command, arguments=arguments, reply=True, timeout=10, limit=1)
-    [found] = reply.values()
-    return found
 
 
 def rate_limit(stage, task, rate):
@@ -57,7 +51,7 @@ def test_the_first_of_a_limited_task_runs_at_once_and_the_others_are_spaced(alik
 
 def test_a_rate_limit_is_changed_and_lifted_from_afar(alike):
     def changed(stage):
-        worker = stage.worker(PLENTY, app="revocable")
+        worker = start(stage, PLENTY, app="revocable")
         found = {"before": rates(stage)}
         for rate in ("30/m", 10, 0.5, "1/h", "", None, "0", 0, "often", "1/w", "3/m/h", " 2 /m"):
             found[repr(rate)] = [rate_limit(stage, "mark", rate), rates(stage)]
@@ -100,7 +94,7 @@ def test_limited_tasks_block_no_others_and_follow_the_change_of_their_limit(stag
 
 def test_rate_limits_can_be_switched_off(alike):
     def off(stage):
-        stage.worker(app="revocable", conf={"worker_disable_rate_limits": True})
+        start(stage, app="revocable", conf={"worker_disable_rate_limits": True})
         found = {"shown": rates(stage), "changed": rate_limit(stage, "mark", "1/h"), "then": rates(stage)}
         results = [stage.send(task, number) for number in range(3) for task in ("slow", "mark")]
         found["results"] = [result.get(timeout=30) for result in results]
@@ -111,7 +105,7 @@ def test_rate_limits_can_be_switched_off(alike):
 
 def test_annotations_of_every_kind_change_tasks(alike):
     def annotations(stage):
-        worker = stage.worker(app="annotated")
+        worker = start(stage, app="annotated")
         found = {"rates": rates(stage), "daily": stage.send("report.daily").get(timeout=30)}
         mail = stage.send("report.mail")
         [line] = stage.wait_journal("annotated")
@@ -126,7 +120,8 @@ def test_annotations_of_every_kind_change_tasks(alike):
 
 def test_annotations_of_the_settings_change_tasks(alike):
     def annotations(stage):
-        stage.worker(
+        start(
+            stage,
             app="revocable",
             conf={"task_annotations": {"mark": {"rate_limit": "7/m"}, "hold": {"soft_time_limit": 1}}},
         )

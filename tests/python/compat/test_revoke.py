@@ -7,15 +7,9 @@ import signal
 import time
 
 import pytest
+from support.control import answer, listens, start
 from support.lines import lines_of_task, plain
 from support.waiting import never, until
-
-
-def answer(stage, command, **arguments):
-    """The answer of the one worker."""
-    [reply] = stage.app.control.broadcast(command, arguments=arguments, reply=True, timeout=10, limit=1)
-    [answer] = reply.values()
-    return answer
 
 
 def ask(stage, command, **arguments):
@@ -65,7 +59,7 @@ def started(stage, result):
 @pytest.mark.parametrize("broker", ["redis", "amqp"])
 def test_a_task_is_revoked_by_its_id_wherever_it_is(alike, broker):
     def by_id(stage):
-        worker = stage.worker(app="revocable")
+        worker = start(stage, app="revocable")
         found = {}
 
         found["unknown"] = revoke(stage, "not-sent-yet")
@@ -107,9 +101,9 @@ def test_a_task_is_revoked_by_its_id_wherever_it_is(alike, broker):
     assert seen["ran"] == []
 
 
-def test_a_running_task_is_terminated_with_the_signal_that_is_asked_for(alike, broker):
+def test_a_running_task_is_terminated_with_the_signal_that_is_asked_for(alike):
     def terminated(stage):
-        worker = stage.worker(app="revocable", concurrency=1)
+        worker = start(stage, app="revocable", concurrency=1)
         found = {}
         for name, arguments in {
             "default": {},
@@ -144,7 +138,7 @@ def test_a_running_task_is_terminated_with_the_signal_that_is_asked_for(alike, b
 
 def test_a_pool_that_cannot_end_a_task_says_so_and_the_task_runs_on(alike):
     def refused(stage):
-        stage.worker("--pool=threads", app="revocable")
+        start(stage, "--pool=threads", app="revocable")
         victim = started(stage, stage.send("hold", 1))
         reply = answer(stage, "revoke", task_id=victim.id, terminate=True)
         return [[text.partition("(")[0] for text in reply.values()], list(reply), victim.get(timeout=30)]
@@ -154,7 +148,7 @@ def test_a_pool_that_cannot_end_a_task_says_so_and_the_task_runs_on(alike):
 
 def test_tasks_are_revoked_by_their_stamps(alike):
     def by_stamp(stage):
-        worker = stage.worker(app="revocable")
+        worker = start(stage, app="revocable")
         found = {"flagged": revoke_stamps(stage, {"team": ["blue", "green"], "place": "here"})}
         for name, stamps in {
             "value": {"team": "blue"},
@@ -203,7 +197,7 @@ def test_a_parked_task_is_received_once_and_discarded_at_its_time(stage_on, kind
 
 def test_a_revoke_is_forgotten_for_newer_ones_when_there_are_too_many(alike):
     def bounded(stage):
-        stage.worker(app="revocable", env={"CELERY_WORKER_REVOKES_MAX": "3"})
+        start(stage, app="revocable", env={"CELERY_WORKER_REVOKES_MAX": "3"})
         for task_id in ("a", "b", "a", "c", "d"):
             revoke(stage, task_id)
         return answer(stage, "revoked")
@@ -213,7 +207,7 @@ def test_a_revoke_is_forgotten_for_newer_ones_when_there_are_too_many(alike):
 
 def test_what_happens_to_a_revoke_without_a_result_backend(alike):
     def nowhere(stage):
-        worker = stage.worker(app="revocable")
+        worker = start(stage, app="revocable")
         found = {"reply": revoke(stage, "x")}
         stage.send("mark", 1, task_id="x")
         worker.wait_log("Discarding revoked task: mark[x]")
@@ -229,6 +223,7 @@ def test_what_happens_to_a_revoke_without_a_result_backend(alike):
 def remembered(stage, worker):
     """Ids that the worker knows."""
     worker.wait_ready()
+    listens(stage)
     return answer(stage, "revoked")
 
 
@@ -243,10 +238,7 @@ STOPS = {
 @pytest.mark.parametrize("how", STOPS)
 def test_a_state_file_survives_every_stop(alike, how):
     def stops(stage):
-        def start():
-            return stage.worker("--statedb=state-%n", app="revocable", kind=stage.kind)
-
-        first = start()
+        first = start(stage, "--statedb=state-%n", app="revocable")
         assert "flagged" in revoke(stage, "kept")
         stage.send("mark", 1, task_id="late", expires=-1)
         stage.wait_journal("task_revoked", id="late")
@@ -274,7 +266,7 @@ def test_either_worker_reads_the_state_file_of_the_other(stage_on, kinds, writer
     if not {writer, reader} <= set(kinds):
         pytest.skip("needs both workers")
     stage = stage_on(writer)
-    first = stage.worker(app="revocable", kind=writer, conf={"worker_state_db": "state"})
+    first = start(stage, app="revocable", kind=writer, conf={"worker_state_db": "state"})
     revoke(stage, [f"id-{number}" for number in range(50)])
     clock = clock_of(stage)
     first.stop()
@@ -292,7 +284,7 @@ def clock_of(stage):
 @pytest.mark.ours
 def test_children_leave_the_state_file_alone_and_sighup_saves_it(stage_on, kind):
     stage = stage_on(kind)
-    worker = stage.worker("--statedb=state", "--max-tasks-per-child=1", app="revocable")
+    worker = start(stage, "--statedb=state", "--max-tasks-per-child=1", app="revocable")
     written = (stage.folder / "state").exists() and (stage.folder / "state").read_bytes()
     revoke(stage, "kept")
     for number in range(2):
