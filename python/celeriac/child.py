@@ -32,6 +32,7 @@ from kombu.utils.encoding import safe_repr, safe_str
 
 from celeriac import backends
 from celeriac._core import ChildPipe
+from celeriac.properties import repeat_headers
 
 if TYPE_CHECKING:
     from celeriac.zygote import Plan
@@ -249,6 +250,7 @@ class Lane:
         _, _, _, headers, properties, exchange, routing_key, redelivered, *_ = job
         request: dict[str, Any] = _loads(headers)
         props: dict[str, Any] = _loads(properties)
+        repeat_headers(props, request)
         request["properties"] = props
         request["reply_to"] = props.get("reply_to")
         request["correlation_id"] = props.get("correlation_id")

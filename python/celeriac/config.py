@@ -6,6 +6,7 @@ hosted natively; the ladder says what then.
 
 from __future__ import annotations
 
+import json
 import logging
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
@@ -41,7 +42,6 @@ def build(worker: Worker) -> dict[str, Any]:
         "hostname": worker.hostname,
         "broker": broker(app),
         "queues": [queue(one) for one in app.amqp.queues.consume_from.values()],
-        "create_missing_queues": bool(conf.task_create_missing_queues),
         "backend": backend(app, native=ladder.backend(app).rung == "native"),
         "pool": pool(worker),
         "prefetch_multiplier": max(worker.prefetch_multiplier, 0),
@@ -186,7 +186,18 @@ def queue(entity: Queue) -> dict[str, Any]:
         "no_ack": bool(entity.no_ack),
         "arguments": _arguments(arguments, entity),
         "consumer_arguments": _arguments(entity.consumer_arguments, entity),
+        "alias": entity.alias,
+        "shown": _shown(entity),
     }
+
+
+def _shown(entity: Queue) -> dict[str, Any] | None:
+    """A queue as `inspect active_queues` shows it; none where JSON cannot."""
+    try:
+        shown: dict[str, Any] = json.loads(json.dumps(entity.as_dict(recurse=True), default=_plain))
+    except (TypeError, ValueError):
+        return None
+    return shown
 
 
 def _bindings(entity: Queue) -> Iterator[dict[str, Any]]:
@@ -327,6 +338,8 @@ def control(app: Celery) -> dict[str, Any] | None:
         # New in 5.6; before, the queue was neither.
         "queue_exclusive": bool(conf.get("control_queue_exclusive", False)),
         "queue_durable": bool(conf.get("control_queue_durable", False)),
+        # Requests are read in whatever `accept_content` allows, replies are written in this.
+        "serializer": conf.task_serializer,
     }
 
 

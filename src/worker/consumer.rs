@@ -8,12 +8,13 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Exit;
+use super::asking::Asked;
 use super::dispatch::{Refusal, Rules, Verdict, dispatch};
 use super::hooks::{Hooks, Incident, LogRecord, Notice, Report};
 use super::jobs::{Jobs, Running};
@@ -28,7 +29,6 @@ use crate::broker::{self, Command, Delivery, Handle, Settlement, Tag};
 use crate::clock;
 use crate::cluster::clock::LamportClock;
 use crate::config::Config;
-use crate::control::{self};
 use crate::error::{BrokerError, Error};
 use crate::pool::{self, JobId, Pool};
 use crate::protocol::{DeliveryInfo, Message, TaskHeaders, repr};
@@ -100,7 +100,7 @@ pub(super) struct Consumer {
     /// Results that the backend does not have yet.
     pub(super) unwritten: usize,
     pub(super) reports: JoinSet<Reported>,
-    pub(super) asking: JoinSet<Option<(control::Request, Option<Value>)>>,
+    pub(super) asking: JoinSet<Asked>,
     receiving: FuturesOrdered<BoxFuture<'static, Request>>,
     etas: u32,
     told_prefetch: u32,
@@ -170,7 +170,7 @@ impl Consumer {
                 Some(written) = inbox.written.recv() => self.on_written(written),
                 Some(reported) = self.reports.join_next() => self.on_reported(reported),
                 Some(request) = self.receiving.next() => self.admit(request),
-                Some(answer) = self.asking.join_next() => self.on_answer(answer),
+                Some(asked) = self.asking.join_next() => self.on_asked(asked),
                 Some(cause) = inbox.causes.recv() => self.on_cause(cause),
                 () = tokio::time::sleep_until(until) => self.on_due(),
             }

@@ -7,10 +7,13 @@ use std::collections::{HashSet, VecDeque};
 use std::future::pending;
 use std::pin::Pin;
 
+use futures_util::future::select_all;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::broker::reconnect::{Failover, Next, Why};
+use crate::broker::topology::Queue;
 use crate::broker::{Broker, Command, Consume, Delivery, Event, Session, Settlement, Tag};
 use crate::error::BrokerError;
 
@@ -22,6 +25,17 @@ enum State {
     Up(Box<Session>),
     /// Given up, or closed on purpose.
     Over,
+}
+
+/// The broker's answer to a request to consume a queue.
+pub(super) type Consuming = Result<(), BrokerError>;
+
+/// A queue that the broker has been asked to let us consume. It is one of ours once the broker agrees: one that is
+/// refused would have the next connection refused as well.
+struct Wanted {
+    queue: Queue,
+    heard: oneshot::Receiver<Consuming>,
+    answer: oneshot::Sender<Consuming>,
 }
 
 /// What happens on the link.
@@ -61,6 +75,7 @@ pub(super) struct Link {
     last_index: Option<usize>,
     state: State,
     consume: Consume,
+    wanted: Vec<Wanted>,
     held: HashSet<Tag>,
     outbox: VecDeque<Command>,
     paused: bool,
@@ -74,6 +89,7 @@ impl Link {
             last_index: None,
             state: State::Waiting(Instant::now()),
             consume,
+            wanted: Vec::new(),
             held: HashSet::new(),
             outbox: VecDeque::new(),
             paused: false,
@@ -112,20 +128,34 @@ impl Link {
         }
     }
 
+    /// Consumes one more queue. Should the connection be lost before the broker has answered, the answer is that; who
+    /// asked may ask again.
+    pub(super) fn consume(&mut self, queue: Queue, answer: oneshot::Sender<Consuming>) {
+        let (told, heard) = oneshot::channel();
+        self.outbox.push_back(Command::Consume(Box::new(queue.clone()), told));
+        self.wanted.push(Wanted { queue, heard, answer });
+    }
+
+    /// The broker has answered one of those who want a queue.
+    fn agreed(consume: &mut Consume, wanted: Wanted, outcome: Consuming) {
+        if outcome.is_ok() {
+            consume.queues.retain(|known| known.name != wanted.queue.name);
+            consume.queues.push(wanted.queue);
+        }
+        // Nobody may be left to hear it.
+        let _ = wanted.answer.send(outcome);
+    }
+
     /// Sends a command, now or when the link is up.
     pub(super) fn send(&mut self, command: Command) {
         match &command {
             Command::Prefetch(count) => self.consume.prefetch = *count,
-            Command::Consume(queue) => {
-                self.consume.queues.retain(|known| known.name != queue.name);
-                self.consume.queues.push((**queue).clone());
-            }
             Command::Cancel(name) => self.consume.queues.retain(|queue| queue.name != *name),
             Command::Pause => self.paused = true,
             _ => {}
         }
         // A session that is not up yet is told these by `Consume`.
-        let told_anyway = matches!(command, Command::Prefetch(_) | Command::Consume(_) | Command::Cancel(_));
+        let told_anyway = matches!(command, Command::Prefetch(_) | Command::Cancel(_));
         if self.is_up() || !told_anyway {
             self.outbox.push_back(command);
         }
@@ -167,7 +197,21 @@ impl Link {
                 },
                 State::Up(session) => {
                     let blocked = !self.outbox.is_empty();
+                    let answered = !self.wanted.is_empty();
+                    let answers = async {
+                        // Not polled without any; an empty list would be a panic.
+                        let (outcome, index, _) =
+                            select_all(self.wanted.iter_mut().map(|wanted| &mut wanted.heard)).await;
+                        (outcome, index)
+                    };
                     let event = tokio::select! {
+                        (outcome, index) = answers, if answered => {
+                            let wanted = self.wanted.swap_remove(index);
+                            let address = self.failover.current().address();
+                            let outcome = outcome.unwrap_or_else(|_| Err(unanswered(address)));
+                            Self::agreed(&mut self.consume, wanted, outcome);
+                            continue;
+                        }
                         event = session.events.recv() => event,
                         _ = async { session.commands.reserve().await.is_ok() }, if blocked => {
                             self.flush();
@@ -236,6 +280,12 @@ impl Link {
     }
 
     fn lost(&mut self, error: BrokerError) -> LinkEvent {
+        self.outbox.retain(|command| !matches!(command, Command::Consume(..)));
+        for mut wanted in std::mem::take(&mut self.wanted) {
+            // The broker's last word may not have been read yet.
+            let outcome = wanted.heard.try_recv().unwrap_or_else(|_| Err(error.clone()));
+            Self::agreed(&mut self.consume, wanted, outcome);
+        }
         if !self.broker().capabilities().settles_across_sessions {
             self.forget();
         }
@@ -313,9 +363,167 @@ impl Link {
     }
 }
 
+/// The answer of a broker that gave none.
+fn unanswered(address: String) -> BrokerError {
+    BrokerError::Connection {
+        address,
+        reason: "the connection was closed before the broker answered".to_owned(),
+    }
+}
+
 /// Leaves deliveries to the broker.
 fn abandon(deliveries: Vec<Delivery>) {
     for delivery in deliveries {
         delivery.handle.abandon();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use async_trait::async_trait;
+    use serde_json::json;
+    use tokio::sync::mpsc;
+    use tokio::task::JoinSet;
+
+    use super::*;
+    use crate::broker::{BrokerConfig, Capabilities};
+
+    /// The broker's end of a session.
+    struct End {
+        events: mpsc::Sender<Event>,
+        commands: mpsc::Receiver<Command>,
+    }
+
+    /// A broker that does what the test does. Names of the queues that each session was to consume, and the session.
+    #[derive(Default)]
+    struct Scripted(Mutex<Vec<(Vec<String>, End)>>);
+
+    #[async_trait]
+    impl Broker for Scripted {
+        fn capabilities(&self) -> Capabilities {
+            Capabilities { settles_across_sessions: true, parks: false, fanout: true }
+        }
+
+        fn address(&self) -> String {
+            "test://".to_owned()
+        }
+
+        async fn connect(&self, consume: &Consume) -> Result<Session, BrokerError> {
+            let (events, heard) = mpsc::channel(8);
+            let (told, commands) = mpsc::channel(8);
+            let names = consume.queues.iter().map(|queue| queue.name.clone()).collect();
+            self.0.lock().unwrap().push((names, End { events, commands }));
+            Ok(Session { events: heard, commands: told, tasks: JoinSet::new() })
+        }
+    }
+
+    struct Bench {
+        broker: Arc<Scripted>,
+        link: Link,
+    }
+
+    impl Bench {
+        async fn start() -> Self {
+            let config: BrokerConfig =
+                serde_json::from_value(json!({"urls": ["test://"], "retry": true, "retry_on_startup": true}))
+                    .unwrap();
+            let broker = Arc::new(Scripted::default());
+            let consume = Consume {
+                node: "celery@test".to_owned(),
+                queues: vec![Queue::named("own")],
+                prefetch: 4,
+                control: None,
+                held: HashSet::new(),
+            };
+            let link = Link::new(Failover::new(vec![broker.clone()], &config), consume);
+            let mut bench = Self { broker, link };
+            bench.up().await;
+            bench
+        }
+
+        /// Until the next session is up; gives what it was to consume.
+        async fn up(&mut self) -> Vec<String> {
+            while !matches!(self.link.next().await, LinkEvent::Up { .. }) {}
+            self.broker.0.lock().unwrap().last().unwrap().0.clone()
+        }
+
+        /// Asks for a queue; gives the broker's way to answer.
+        fn ask(&mut self, name: &str) -> (oneshot::Receiver<Consuming>, oneshot::Sender<Consuming>) {
+            let (answer, heard) = oneshot::channel();
+            self.link.consume(Queue::named(name), answer);
+            self.link.flush();
+            let command = self.broker.0.lock().unwrap().last_mut().unwrap().1.commands.try_recv();
+            match command {
+                Ok(Command::Consume(queue, told)) if queue.name == name => (heard, told),
+                other => panic!("{other:?}"),
+            }
+        }
+
+        async fn answered(&mut self, heard: oneshot::Receiver<Consuming>) -> Consuming {
+            tokio::select! {
+                event = self.link.next() => panic!("{event:?}"),
+                outcome = heard => outcome.unwrap(),
+            }
+        }
+
+        async fn lose(&mut self) {
+            let events = self.broker.0.lock().unwrap().last().unwrap().1.events.clone();
+            let reason = "cut".to_owned();
+            let error = BrokerError::Connection { address: "test://".to_owned(), reason };
+            events.send(Event::Lost(error)).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_the_broker_refuses_is_not_asked_for_again() {
+        let mut bench = Bench::start().await;
+        let (heard, told) = bench.ask("other");
+        let refusal = BrokerError::Refused { address: "test://".to_owned(), reason: "no".to_owned() };
+        told.send(Err(refusal)).unwrap();
+        assert_eq!(bench.answered(heard).await.unwrap_err().reason(), "no");
+        bench.lose().await;
+        assert_eq!(bench.up().await, ["own"]);
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_the_broker_lets_us_consume_is_consumed_after_a_loss_too() {
+        let mut bench = Bench::start().await;
+        let (heard, told) = bench.ask("other");
+        assert_eq!(bench.link.queues().len(), 1);
+        told.send(Ok(())).unwrap();
+        assert!(bench.answered(heard).await.is_ok());
+        assert_eq!(bench.link.queues().len(), 2);
+        bench.lose().await;
+        assert_eq!(bench.up().await, ["own", "other"]);
+    }
+
+    #[tokio::test]
+    async fn an_answer_counts_that_came_just_before_the_loss_and_none_is_a_failure() {
+        let mut bench = Bench::start().await;
+        let (agreed, told) = bench.ask("agreed");
+        let (unanswered, _told) = bench.ask("unanswered");
+        told.send(Ok(())).unwrap();
+        bench.lose().await;
+        assert_eq!(bench.up().await, ["own", "agreed"]);
+        assert!(agreed.await.unwrap().is_ok());
+        assert_eq!(unanswered.await.unwrap().unwrap_err().reason(), "cut");
+    }
+
+    #[tokio::test]
+    async fn a_queue_asked_for_while_the_broker_is_away_is_asked_for_when_it_is_back() {
+        let mut bench = Bench::start().await;
+        bench.lose().await;
+        while !matches!(bench.link.next().await, LinkEvent::Lost(_)) {}
+        let (answer, heard) = oneshot::channel();
+        bench.link.consume(Queue::named("late"), answer);
+        assert_eq!(bench.up().await, ["own"]);
+        bench.link.flush();
+        let command = bench.broker.0.lock().unwrap().last_mut().unwrap().1.commands.try_recv();
+        let Ok(Command::Consume(queue, told)) = command else { panic!("{command:?}") };
+        assert_eq!(queue.name, "late");
+        told.send(Ok(())).unwrap();
+        assert!(bench.answered(heard).await.is_ok());
     }
 }

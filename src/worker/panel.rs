@@ -2,58 +2,18 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use serde_json::json;
 
 use super::consumer::{Consumer, Shown, Waiting};
 use super::revoked::RevokedTasks;
 use super::shutdown::Cause;
 use crate::broker::topology::Queue;
-use crate::broker::{Command, Publication};
 use crate::cluster::clock::LamportClock;
 use crate::config::TaskPolicy;
-use crate::control::{self, Handled, Panel, PoolStats, Stage, Stats, TaskRequest, broker_stats};
+use crate::control::{Panel, PoolStats, Stage, Stats, TaskRequest, broker_stats};
 use crate::pool::JobId;
-use crate::protocol::Message;
 
 impl Consumer {
-    pub(super) fn on_control(&mut self, message: Message) {
-        match control::handle(&message, self) {
-            Handled::Done => {}
-            Handled::Reply(publication) => self.publish(publication),
-            Handled::Ask(request) => {
-                let arguments = Value::Object(request.arguments.clone());
-                self.ask(Some(request.clone()), request.method, arguments);
-            }
-        }
-    }
-
-    /// Asks the app; its answer, if one is wanted, is published.
-    pub(super) fn ask(&mut self, request: Option<control::Request>, method: String, arguments: Value) {
-        let hooks = self.hooks.clone();
-        self.asking.spawn(async move {
-            let answer = hooks.control(&method, arguments).await;
-            request.map(|request| (request, answer))
-        });
-    }
-
-    pub(super) fn on_answer(
-        &mut self,
-        answer: Result<Option<(control::Request, Option<Value>)>, tokio::task::JoinError>,
-    ) {
-        if let Ok(Some((request, answer))) = answer
-            && let Some(publication) = control::answered(&request, answer, self)
-        {
-            self.publish(publication);
-        }
-    }
-
-    fn publish(&mut self, publication: Box<Publication>) {
-        // Nobody waits for a reply to arrive: who asked may be gone.
-        let (done, _) = oneshot::channel();
-        self.link.send(Command::Publish(publication, done));
-    }
-
     fn change_policy(&mut self, task: &str, change: impl FnOnce(&mut TaskPolicy)) -> bool {
         let Some(policy) = self.rules.tasks.get_mut(task) else { return false };
         change(std::sync::Arc::make_mut(policy));
@@ -198,14 +158,8 @@ impl Panel for Consumer {
         })
     }
 
-    fn add_consumer(&mut self, queue: Queue) {
-        if self.link.queues().iter().all(|known| known.name != queue.name) {
-            self.link.send(Command::Consume(Box::new(queue)));
-        }
-    }
-
     fn cancel_consumer(&mut self, queue: &str) {
-        self.link.send(Command::Cancel(queue.to_owned()));
+        self.cancel_queue(queue);
     }
 
     fn grow(&mut self, by: usize) -> Result<(), String> {

@@ -86,7 +86,6 @@ def test_the_defaults_are_celery_s(plain):
                 "consumer_arguments": {},
             }
         ],
-        "create_missing_queues": True,
         "backend": {
             "url": "",
             "native": True,
@@ -197,7 +196,6 @@ def test_everything_else_is_read_from_the_settings(rich):
         "max_memory_per_child": 50000,
         "proc_alive_timeout": 9.0,
     }
-    assert rich["create_missing_queues"] is False
     assert rich["prefetch_multiplier"] == 2
     assert rich["accept_content"] == ["application/json", "application/x-yaml"]
     assert rich["timezone"] == "Europe/Berlin"
