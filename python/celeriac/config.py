@@ -10,6 +10,7 @@ import json
 import logging
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -168,6 +169,8 @@ def _verification(value: Any) -> Any:
 
 def queue(entity: Queue) -> dict[str, Any]:
     """A queue as kombu would declare it, `topology::Queue`."""
+    # A bound queue is a copy, and one with bindings loses in it the default exchange that Celery gives every queue.
+    entity = copy(entity)
     arguments = to_rabbitmq_queue_arguments(
         entity.queue_arguments or {},
         expires=entity.expires,

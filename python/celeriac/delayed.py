@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -65,8 +66,6 @@ class DelayedDelivery:
     def _declare(self, step: Any, after: threading.Thread | None = None) -> None:
         if after is not None:
             after.join()
-        try:
+        # The step says in its log what is wrong with the settings; tasks without an `eta` run without it.
+        with suppress(ValueError):
             step.start(self._consumer)
-        except ValueError:
-            # The step has said in its log what is wrong with the settings; tasks without an `eta` run without it.
-            pass
