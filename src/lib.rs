@@ -72,6 +72,9 @@
 //!   settled as Celery settles it although the supervisor never looks into one.
 //! - **Protocol 1 that is not plain JSON goes to a child twice.** First as a job without a name, which the child
 //!   answers with the same message in protocol 2 (python/celeriac/protocol1.py); that one is judged like any other.
+//! - **What must agree with Celery's producers is declared by Celery.** The delay queues of native delayed delivery are
+//!   shared with every Celery of the installed version, so that its own boot step declares them, once a connect.
+//! - **A queue is ours once the broker agrees.** One that is refused at run time would have every later connection refused.
 //! - **Failures of the parent in Python.** A lost child, a hard limit, a revoked or unknown task are reported through
 //!   Celery's own `Request` and backend on the main thread: rare, and right for every backend.
 //!
