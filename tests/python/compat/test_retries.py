@@ -87,7 +87,7 @@ def test_tasks_are_retried_alike(alike, broker, backend):
     assert results["other_arguments-0"]["result"] == "[3, 4]"
     assert results["without_end-5"]["result"] == "5"
     assert results["fewer-8"]["type"] == "MaxRetriesExceededError"
-    assert results["while_handling-9"]["type"] == "KeyError"
+    assert results["while_handling-9"]["type"] == "MaxRetriesExceededError"
     assert seen["raised_by_hand-11"]["state"] == "RETRY"
     assert results["cannot_be_sent-13"]["status"] == "FAILURE"
     assert len(seen["auto-16"]["journal"]) == 3

@@ -306,7 +306,7 @@ def test_chords_run_alike(alike, rung, strict):
 
 
 @pytest.mark.parametrize("rung", RUNGS)
-@pytest.mark.parametrize("backend", ["sqlite", "file", "memcached"])
+@pytest.mark.parametrize("backend", ["sqlite", "memcached"])
 def test_chords_run_alike_where_the_backend_does_not_count(alike, rung, backend):
     if backend == "memcached":
         some = ("chord", "of one", "failing member", "retried member", "body is a chain")
