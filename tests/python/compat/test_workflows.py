@@ -194,7 +194,7 @@ CHORDS_OF_REDIS = {
         [k.add(1), k.add(2).set(ignore_result=True)], k("echo").set(ignore_result=True)
     ),
     "ignored member": lambda k: k.chord([k("ignore"), k.add(2)], on_error(k("echo"), k.errback())),
-    "add_to_chord": lambda k: k.chord([k("add_to_chord", 1), k.add(2)], k.add(1000)),
+    "add_to_chord": lambda k: k.chord([k("add_to_chord", 1), k.add(2)], k("echo")),
 }
 
 

@@ -82,7 +82,8 @@ def task(self, *args, op, w):
             *before, how, x = args
             return self.replace(substitutes(w, x + sum(before))[how]())
         case "add_to_chord":
-            self.add_to_chord(work("add", 100, w=w))
+            # As much as this one: which of the two comes first in the body is open.
+            self.add_to_chord(work("add", *args, w=w))
             return sum(flat(args))
         case "unencodable":
             return object
