@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.utils.objects import Bunch
-from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
 from celery.worker.control import Panel
 from kombu import serialization
@@ -67,8 +66,6 @@ class Commands:
 
     def store_revoked(self, tasks: list[dict[str, str | None]]) -> None:
         """Stores REVOKED for tasks that no child runs and that have not ended elsewhere."""
-        # Where request and strategy classes of the app look.
-        worker_state.revoked.update(revoked["id"] for revoked in tasks)
         for revoked in tasks:
             task_id, task = revoked["id"], self.app.tasks.get(revoked["task"])
             try:

@@ -541,7 +541,7 @@ impl Consumer {
             let unsettled = unsettled + self.desk.unsettled();
             let started = u32::try_from(unsettled + self.pool.idle()).unwrap_or(u32::MAX);
             let waiting = self.etas.min(self.config.eta_task_limit.unwrap_or(u32::MAX));
-            let free = self.pool.idle() > self.ready.len();
+            let free = self.pool.idle() > self.ready.len() + self.desk.claims();
             return free.then(|| started.saturating_add(waiting).saturating_add(limited));
         }
         if self.prefetch == 0 {

@@ -241,6 +241,11 @@ impl Desk {
         self.calls.len()
     }
 
+    /// Whether a request of a custom class with this id runs.
+    pub(super) fn runs(&self, id: &str) -> bool {
+        self.held.values().any(|held| held.calls > 0 && held.request.headers.id == id)
+    }
+
     /// Messages of which the broker has not been told.
     pub(super) fn unsettled(&self) -> usize {
         self.held.values().filter(|held| !held.settled).count()

@@ -188,7 +188,7 @@ impl Panel for Consumer {
     fn terminate(&mut self, id: &str, signal: i32) -> Result<(), String> {
         let jobs: Vec<JobId> =
             self.jobs.active().filter(|(_, job)| job.request.headers.id == id).map(|(job, _)| job).collect();
-        if !jobs.is_empty() && !self.pool.interrupts() {
+        if (!jobs.is_empty() || self.desk.runs(id)) && !self.pool.interrupts() {
             let name = self.pool.name();
             return Err(format!("NotImplementedError('the {name} pool cannot end a task that runs')"));
         }
