@@ -95,9 +95,11 @@ class WorkerProcess:
 
     def children_running_tasks(self):
         """Pids of the pool's children: the leaves of the tree."""
-        everyone = self.descendants()
-        parents = {process.ppid() for process in everyone}
-        return [process.pid for process in everyone if process.pid not in parents]
+        parents = {}
+        for process in self.descendants():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                parents[process.pid] = process.ppid()
+        return [pid for pid in parents if pid not in parents.values()]
 
     def kill(self, signum):
         self.process.send_signal(signum)
