@@ -36,6 +36,28 @@ class ChildPipe:
         wait: bool,
     ) -> str | None: ...
 
+    def go_on(
+        self,
+        job: int,
+        target: Target,
+        task_id: str,
+        reply_to: str,
+        args: str,
+        kwargs: str,
+        options: str,
+        *,
+        as_tuple: bool,
+        hold: bool,
+    ) -> None: ...
+
+class Target:
+    """Where the messages of a task go and what they are like."""
+
+    def __new__(cls, json: str) -> Target: ...
+    def message(
+        self, task_id: str, reply_to: str, args: str, kwargs: str, options: str, *, as_tuple: bool
+    ) -> tuple[str, str, str]: ...
+
 class KombuPort:
     """What kombu's thread has of a broker session; see `celeriac.kombu_bridge`."""
 

@@ -12,6 +12,7 @@ from celery.app.trace import task_has_custom
 from celery.exceptions import NotRegistered, Reject, Retry, TimeLimitExceeded, WorkerLostError
 from celery.utils.saferepr import saferepr
 from celery.worker.request import Request
+from kombu.exceptions import OperationalError
 from kombu.message import Message
 from kombu.serialization import prepare_accept_content
 
@@ -204,6 +205,13 @@ class Incidents:
         request = self._request(envelope, body, pid)
         exc = Reject(exception, requeue=False)
         self._fail(request, exc, _einfo(exc))
+
+    def _unsent(self, envelope: dict[str, Any], body: bytes, pid: int | None, reason: str) -> None:
+        request = self._request(envelope, body, pid)
+        exc = OperationalError(reason)
+        einfo = _einfo(exc)
+        self._fail(request, exc, einfo)
+        self._handler_error(exc, einfo)
 
     def _cancelled(self, envelope: dict[str, Any], body: bytes, pid: int | None) -> None:
         request = self._request(envelope, body, pid)

@@ -5,13 +5,15 @@
 //! are of one build, so there is no version. Reading is total: whatever arrives gives a frame or a
 //! [`FrameError`], never a panic.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{Job, JobId, Outcome};
 use crate::backend::Record;
-use crate::protocol::{DeliveryInfo, Json};
+use crate::broker::Publication;
+use crate::protocol::{DeliveryInfo, Json, Message};
 
 /// Longest frame that is believed: Redis holds values up to 512 MiB, base64 and headers included.
 pub const MAX_FRAME: usize = 1 << 30;
@@ -55,6 +57,13 @@ pub enum FromChild {
         confirm: Option<u64>,
         /// What to write.
         record: Record,
+    },
+    /// Publish what continues the job: its callback, or the next step of its chain.
+    Publish {
+        /// The job that is continued, 0 outside of one.
+        job: JobId,
+        /// The message and where it goes.
+        publication: Box<Publication>,
     },
     /// The job ended.
     Ended {
@@ -184,6 +193,11 @@ impl FromChild {
                 out.put_u64_le(memory.unwrap_or(0));
                 put_outcome(out, outcome);
             }
+            Self::Publish { job, publication } => {
+                out.put_u8(5);
+                out.put_u64_le(*job);
+                put_publication(out, publication);
+            }
         });
     }
 
@@ -214,6 +228,10 @@ impl FromChild {
                 let memory = fields.optional(Fields::u64)?;
                 Self::Ended { job, outcome: take_outcome(&mut fields)?, memory }
             }
+            5 => Self::Publish {
+                job: fields.u64()?,
+                publication: Box::new(take_publication(&mut fields)?),
+            },
             kind => return Err(FrameError::Kind(kind)),
         })
     }
@@ -234,6 +252,40 @@ fn put_job(out: &mut BytesMut, job: &Job) {
     put(out, job.content_type.as_bytes());
     put(out, job.content_encoding.as_bytes());
     out.put_u8(u8::from(job.acks_early));
+}
+
+fn put_publication(out: &mut BytesMut, publication: &Publication) {
+    let Publication { exchange, exchange_type, routing_key, message, declare } = publication;
+    let queue = declare.as_ref().and_then(|queue| serde_json::to_vec(&**queue).ok());
+    put(out, exchange.as_bytes());
+    put_option(out, exchange_type.as_ref().map(String::as_bytes));
+    put(out, routing_key.as_bytes());
+    put_option(out, queue.as_deref());
+    put_option(out, message.content_type.as_ref().map(String::as_bytes));
+    put_option(out, message.content_encoding.as_ref().map(String::as_bytes));
+    put(out, message.headers.as_bytes());
+    put(out, message.properties.as_bytes());
+    put(out, &message.body);
+}
+
+fn take_publication(fields: &mut Fields) -> Result<Publication, FrameError> {
+    let exchange = fields.text()?;
+    let exchange_type = fields.optional_text()?;
+    let routing_key = fields.text()?;
+    let queue = fields.optional_text()?.map(|queue| serde_json::from_str(&queue)).transpose();
+    Ok(Publication {
+        exchange,
+        exchange_type,
+        routing_key,
+        declare: queue.map_err(|_| FrameError::Field("queue"))?.map(Arc::new),
+        message: Message {
+            content_type: fields.optional_text()?,
+            content_encoding: fields.optional_text()?,
+            headers: Json(fields.bytes()?),
+            properties: Json(fields.bytes()?),
+            body: fields.bytes()?,
+        },
+    })
 }
 
 fn seconds(value: f64) -> Duration {
@@ -379,6 +431,7 @@ impl Fields {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::topology::Queue;
 
     fn there_and_back(frame: &FromChild) -> FromChild {
         let mut buffer = BytesMut::new();
@@ -407,6 +460,31 @@ mod tests {
                 FromChild::Ended { job: 7, outcome: back, memory: Some(3) } => assert_eq!(back, outcome),
                 other => panic!("{other:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn a_publication_survives_the_pipe() {
+        let message = Message {
+            content_type: Some("application/json".into()),
+            content_encoding: None,
+            headers: Json(Bytes::from_static(br#"{"task": "add"}"#)),
+            properties: Json::empty(),
+            body: Bytes::from_static(b"[[], {}, {}]"),
+        };
+        let publication = Publication {
+            exchange: "e".into(),
+            exchange_type: None,
+            routing_key: "k".into(),
+            message,
+            declare: Some(Arc::new(Queue::named("q"))),
+        };
+        let frame = FromChild::Publish { job: 9, publication: Box::new(publication.clone()) };
+        match there_and_back(&frame) {
+            FromChild::Publish { job: 9, publication: back } => {
+                assert_eq!(format!("{back:?}"), format!("{publication:?}"));
+            }
+            other => panic!("{other:?}"),
         }
     }
 

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::backend::Record;
+use crate::broker::Publication;
 use crate::protocol::{DeliveryInfo, Json};
 
 /// Names a job within one worker; never reused.
@@ -133,6 +134,13 @@ pub enum Event {
         record: Record,
         /// What to answer with.
         confirm: Option<StoreId>,
+    },
+    /// What continues a job is to be published, before its result is stored and its message settled.
+    Publish {
+        /// The job that is continued, 0 outside a job.
+        job: JobId,
+        /// The message and where it goes.
+        publication: Box<Publication>,
     },
     /// A job ended; its slot is idle again unless the child is being replaced.
     Ended {

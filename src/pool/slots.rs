@@ -221,6 +221,7 @@ impl Slots {
                     .map(|serial| StoreId { slot: first, serial });
                 events.push(Event::Store { job, record, confirm });
             }
+            FromChild::Publish { job, publication } => events.push(Event::Publish { job, publication }),
             FromChild::Ended { job, outcome, memory } => {
                 if self.child(index, number).is_some() {
                     self.ended(index, job, outcome, memory, events);

@@ -7,17 +7,21 @@
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString, PyTuple};
 use rustix::net::{SendFlags, send};
 
 use crate::backend::Record;
+use crate::broker::Publication;
+use crate::broker::topology::Queue;
 use crate::pool::ipc::{FromChild, ToChild, split};
 use crate::pool::{Job, Outcome};
+use crate::protocol::signature::{self, Call};
 
 /// Exit status of a child that leaves for good, and of one that is to be replaced (Celery's `EX_RECYCLE`).
 const STOP: i32 = 0;
@@ -353,6 +357,39 @@ impl ChildPipe {
         self.ended(py, job, Outcome::WorkerLost { status })
     }
 
+    /// Has the message of a call published, before the job's result is written and its message settled. With `hold`
+    /// it travels with what follows, which is to come at once.
+    ///
+    /// Raises ValueError for what cannot be said in JSON as Celery says it; then nothing is published.
+    #[pyo3(signature = (job, target, task_id, reply_to, args, kwargs, options, *, as_tuple, hold))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one argument a part of the call; called from one place"
+    )]
+    fn go_on(
+        &self,
+        py: Python<'_>,
+        job: u64,
+        target: &Target,
+        task_id: &str,
+        reply_to: &str,
+        args: &str,
+        kwargs: &str,
+        options: &str,
+        as_tuple: bool,
+        hold: bool,
+    ) -> PyResult<()> {
+        let call = Call { id: task_id, reply_to, args, tuple: as_tuple, kwargs, options };
+        let publication = Box::new(target.publication(&call)?);
+        let frame = FromChild::Publish { job, publication };
+        if hold {
+            self.own_process()?;
+            frame.encode(&mut self.writing());
+            return Ok(());
+        }
+        self.write(py, &frame)
+    }
+
     /// Has a result written. With `wait` this returns when it is, or with what went wrong.
     #[pyo3(signature = (job, task_id, state, document, key, expires, content_type, content_encoding, *, wait))]
     #[expect(
@@ -400,6 +437,63 @@ impl ChildPipe {
         });
         self.inbox().stored.remove(&serial);
         answer
+    }
+}
+
+/// Where messages of one task go and what they are like; Celery's own message of an empty call, as JSON.
+#[pyclass(frozen, module = "celeriac._core")]
+pub(super) struct Target {
+    message: signature::Target,
+    route: Route,
+}
+
+#[derive(serde::Deserialize)]
+struct Route {
+    exchange: String,
+    routing_key: String,
+    declare: Option<Queue>,
+}
+
+#[pymethods]
+impl Target {
+    #[new]
+    fn new(json: &str) -> PyResult<Self> {
+        let wrong = |error: serde_json::Error| PyValueError::new_err(error.to_string());
+        Ok(Self {
+            message: serde_json::from_str(json).map_err(wrong)?,
+            route: serde_json::from_str(json).map_err(wrong)?,
+        })
+    }
+
+    /// `(headers, properties, body)` of a call: for tests.
+    #[pyo3(signature = (task_id, reply_to, args, kwargs, options, *, as_tuple))]
+    fn message(
+        &self,
+        task_id: &str,
+        reply_to: &str,
+        args: &str,
+        kwargs: &str,
+        options: &str,
+        as_tuple: bool,
+    ) -> PyResult<(String, String, String)> {
+        let call = Call { id: task_id, reply_to, args, tuple: as_tuple, kwargs, options };
+        let message = self.message.message(&call).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((text(message.headers.as_bytes()), text(message.properties.as_bytes()), text(&message.body)))
+    }
+}
+
+impl Target {
+    fn publication(&self, call: &Call<'_>) -> PyResult<Publication> {
+        let message = self.message.message(call).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let Route { exchange, routing_key, declare } = &self.route;
+        Ok(Publication {
+            exchange: exchange.clone(),
+            exchange_type: None,
+            routing_key: routing_key.clone(),
+            message,
+            declare: declare.clone().map(Arc::new),
+        })
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Exit;
+use super::continuations::Continuations;
 use super::dispatch::{Refusal, Rules, Verdict, dispatch};
 use super::hooks::{Hooks, Incident, LogRecord, Notice, Report};
 use super::jobs::{Jobs, Running};
@@ -100,6 +101,7 @@ pub(super) struct Consumer {
     /// Results that the backend does not have yet.
     pub(super) unwritten: usize,
     pub(super) reports: JoinSet<Reported>,
+    pub(super) continuing: Continuations,
     pub(super) asking: JoinSet<Option<(control::Request, Option<Value>)>>,
     receiving: FuturesOrdered<BoxFuture<'static, Request>>,
     etas: u32,
@@ -142,6 +144,7 @@ impl Consumer {
             rate_texts: HashMap::new(),
             unwritten: 0,
             reports: JoinSet::new(),
+            continuing: Continuations::new(),
             asking: JoinSet::new(),
             receiving: FuturesOrdered::new(),
             etas: 0,
@@ -168,6 +171,7 @@ impl Consumer {
                 event = self.link.next() => self.on_link(event),
                 event = inbox.pool.recv() => self.on_pool_events(event, &mut inbox.pool),
                 Some(written) = inbox.written.recv() => self.on_written(written),
+                Some(told) = self.continuing.next() => self.on_continued(told),
                 Some(reported) = self.reports.join_next() => self.on_reported(reported),
                 Some(request) = self.receiving.next() => self.admit(request),
                 Some(answer) = self.asking.join_next() => self.on_answer(answer),
@@ -476,6 +480,8 @@ impl Consumer {
                         acknowledged: false,
                         killed: None,
                         writes: 0,
+                        publishes: 0,
+                        held: Vec::new(),
                         reporting: false,
                         ended: None,
                         over: false,

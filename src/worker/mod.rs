@@ -4,6 +4,7 @@
 
 pub mod acks;
 mod consumer;
+mod continuations;
 pub mod dispatch;
 pub mod hooks;
 mod jobs;

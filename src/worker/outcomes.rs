@@ -48,17 +48,26 @@ impl Consumer {
             }
             pool::Event::Accepted { job } => self.on_accepted(job),
             pool::Event::Store { job, record, confirm } => {
-                if let Some(writes) = &self.writes {
-                    if let Some(running) = self.jobs.get_mut(job) {
-                        running.writes += 1;
-                    }
+                if self.writes.is_some() {
                     self.unwritten += 1;
-                    // The writer ends after this loop; it cannot be gone.
-                    let _ = writes.send(Write { job, confirm, record });
+                    let write = Write { job, confirm, record };
+                    match self.jobs.get_mut(job) {
+                        Some(running) => {
+                            running.writes += 1;
+                            // As Celery: a task that others see as done has been continued.
+                            if running.publishes > 0 {
+                                running.held.push(write);
+                            } else {
+                                self.write(write);
+                            }
+                        }
+                        None => self.write(write),
+                    }
                 } else if let Some(store) = confirm {
                     self.pool.stored(store, Some("this worker has no native result backend".to_owned()));
                 }
             }
+            pool::Event::Publish { job, publication } => self.on_publish(job, publication),
             pool::Event::Ended { job, outcome } => self.on_ended(job, outcome),
             pool::Event::Broken(reason) => {
                 tracing::error!(target: "celery.worker", "Unrecoverable error: {reason}");
@@ -119,11 +128,11 @@ impl Consumer {
         }
     }
 
-    /// Settles a job that ended, once its results are written and its report is done.
-    fn finish(&mut self, id: JobId) {
+    /// Settles a job that ended, once it is continued, its results are written and its report is done.
+    pub(super) fn finish(&mut self, id: JobId) {
         let Some(job) = self.jobs.get(id) else { return };
         let Some(settlement) = job.ended else { return };
-        if job.writes > 0 || job.reporting {
+        if job.publishes > 0 || job.writes > 0 || job.reporting {
             return;
         }
         let Some(job) = self.jobs.remove(id) else { return };

@@ -26,6 +26,7 @@ pub(crate) struct Shared {
     unparking: Mutex<HashSet<Tag>>,
     fleeting: Mutex<HashSet<Tag>>,
     unconfirmed: Mutex<Vec<String>>,
+    declared: Mutex<HashSet<String>>,
 }
 
 #[derive(Default)]
@@ -49,6 +50,7 @@ impl Shared {
             unparking: Mutex::default(),
             fleeting: Mutex::default(),
             unconfirmed: Mutex::default(),
+            declared: Mutex::default(),
         }
     }
 
@@ -59,6 +61,7 @@ impl Shared {
         sessions.last += 1;
         let session = sessions.last;
         sessions.open.push(session);
+        lock(&self.declared).clear();
         (session, before)
     }
 
@@ -86,6 +89,11 @@ impl Shared {
     /// Fields of settled deliveries whose deletion a lost session left undone, or without an answer.
     pub(crate) fn unconfirmed(&self) -> MutexGuard<'_, Vec<String>> {
         lock(&self.unconfirmed)
+    }
+
+    /// Queues that were declared in this session for what is published to them.
+    pub(crate) fn declared(&self) -> MutexGuard<'_, HashSet<String>> {
+        lock(&self.declared)
     }
 
     /// The first of `count` fresh tags.
