@@ -3,6 +3,7 @@
 from typing import Any
 
 __version__: str
+CHORD_SCRIPT: str
 
 class ChildPipe:
     """A child's end of the frames."""
@@ -48,7 +49,12 @@ class ChildPipe:
         *,
         as_tuple: bool,
         hold: bool,
-    ) -> None: ...
+        wait: bool,
+    ) -> str | None: ...
+
+    def count(
+        self, job: int, keys: list[bytes], arguments: list[bytes]
+    ) -> tuple[int, int | None, int | None, bool]: ...
 
 class Target:
     """Where the messages of a task go and what they are like."""

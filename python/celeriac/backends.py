@@ -20,6 +20,9 @@ from celery.exceptions import BackendStoreError
 from kombu.serialization import dumps
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
+from celeriac import chords
+from celeriac._core import CHORD_SCRIPT
+
 if TYPE_CHECKING:
     from celeriac._core import ChildPipe
 
@@ -39,6 +42,8 @@ NATIVE = {
         "mark_as_done",
         "mark_as_failure",
         "mark_as_retry",
+        "on_chord_part_return",
+        "get_key_for_group",
     ),
     ("celery.backends.filesystem", "FilesystemBackend"): (
         "_store_result",
@@ -139,6 +144,8 @@ class Writer:
         self.pipe = pipe
         self.job = Job()
         self.custom: dict[tuple[type, str], bool] = {}
+        #: The supervisor counts members of chords, each after its result.
+        self.counts = False
         # A loader of the app's own is called after each task and may look at anything.
         self.foreign_loader = not type(app.loader).__module__.startswith("celery.")
 
@@ -181,7 +188,7 @@ class Writer:
         if not job.final or request is None or task_id != job.uuid or request.id != job.uuid:
             return True
         # A chord's part is returned after its result is stored, and the body may look that up.
-        if getattr(request, "chord", None) or self.foreign_loader:
+        if (getattr(request, "chord", None) and not self.counts) or self.foreign_loader:
             return True
         task = job.task
         if watched(signals.task_postrun, task):
@@ -307,6 +314,31 @@ class _Redis(_KeyValue):
         expires = getattr(self, "failure_expires", None) if state == states.FAILURE else None
         expires = self.expires if expires is None else expires
         return float(expires) if expires else None
+
+    @property
+    def _chord_part_return_script(self: Any) -> Any:
+        """Celery's call of its script comes here (5.7)."""
+        return self._count_member
+
+    def _count_member(self: Any, keys: list[Any], args: list[Any], client: Any = None) -> tuple[Any, ...]:
+        """Counts a member of a chord, once: results, members added, size, whether to send the body."""
+        texts = [ensure_bytes(key) for key in keys]
+        # Beside Celery's keys one of ours: `.o` for `.j`.
+        texts.append(texts[0].removesuffix(b".j") + b".o")
+        values = [ensure_bytes(value) if isinstance(value, (str, bytes)) else b"%d" % value for value in args]
+        writer = self.writer
+        if writer.counts and writer.job.number and writer.mine():
+            ready, added, size, sends = writer.pipe.count(writer.job.number, texts, values)
+            return ready, added, None if size is None else b"%d" % size, int(sends)
+        answer: list[Any] = (client or self.client).eval(CHORD_SCRIPT, len(texts), *texts, *values)
+        return tuple(answer)
+
+    def on_chord_part_return(self: Any, request: Any, state: str, result: Any, **kwargs: Any) -> Any:
+        from celery.backends import redis
+
+        if hasattr(redis, "CHORD_PART_RETURN_LUA"):
+            return super().on_chord_part_return(request, state, result, **kwargs)  # type: ignore[misc]
+        return chords.on_part(self, request, state, result)
 
 
 class _Filesystem(_KeyValue):

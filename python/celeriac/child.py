@@ -218,7 +218,7 @@ class Lane:
             return None
         current = self.current
         current.number, current.task, current.uuid = number, task, uuid
-        if self.continuations and (embed.get("chain") or embed.get("callbacks")):
+        if self.continuations and (embed.get("chain") or embed.get("callbacks") or embed.get("chord")):
             self.continuations.prepare(embed)
         request.update({"args": args, "kwargs": kwargs, "hostname": self.plan.hostname, "is_eager": False}, **embed)
         try:
@@ -341,6 +341,8 @@ def _continuations(
         return None
     rung = continuations.decide(plan.app, broker_native=True, results_native=plan.native_results)
     if rung.native:
+        if writer:
+            writer.counts = True
         return continuations.Continuations(plan.app, pipe, writer, job)
     logger.log(
         logging.WARNING if continuations.forced() else logging.DEBUG,

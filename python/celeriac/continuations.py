@@ -20,6 +20,7 @@ from celery.app import amqp, base, routes
 from celery.app import task as app_task
 from celery.canvas import Signature
 from kombu import messaging, serialization
+from kombu.exceptions import OperationalError
 from kombu.utils import json as kombu_json
 from kombu.utils.uuid import uuid
 
@@ -306,6 +307,7 @@ class Continuations:
         self.job = job
         self.targets: dict[tuple[Any, ...], tuple[Target, Any] | None] = {}
         self.step = type("Step", (Step,), {"continuations": self})
+        self.body = type("Step", (Step,), {"continuations": self, "awaited": True})
 
     def prepare(self, embed: dict[str, Any]) -> None:
         """Puts steps where the tracer looks for what comes next."""
@@ -316,6 +318,9 @@ class Continuations:
         # Several callbacks are sent as a group.
         if callbacks and len(callbacks) == 1 and self.is_plain(callbacks[0]):
             embed["callbacks"] = [self.step(callbacks[0], app=self.app)]
+        chord = embed.get("chord")
+        if chord and self.is_plain(chord):
+            embed["chord"] = self.body(chord, app=self.app)
 
     @staticmethod
     def is_plain(signature: Any) -> bool:
@@ -327,7 +332,7 @@ class Continuations:
             and signature.keys() >= {"args", "kwargs", "options", "immutable"}
         )
 
-    def send(self, signature: Signature, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
+    def send(self, signature: Step, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
         """Hands a call over and gives its result, as `apply_async` does; None where Celery has to send it."""
         pipe, number = self.pipe, self.job.number
         if not number or os.getpid() != pipe.pid or watched():
@@ -335,8 +340,18 @@ class Continuations:
         stamps = options.get("stamped_headers") or ()
         if any(name not in OPTIONS and name not in stamps for name in options):
             return None
-        if any(name not in options for name in stamps) or not (options.get("root_id") and options.get("parent_id")):
+        if any(name not in options for name in stamps):
             return None
+        parent = self.app.current_worker_task
+        if not (options.get("root_id") and options.get("parent_id")):
+            if not parent or self.app.conf.task_inherit_parent_priority:
+                return None
+            request = parent.request
+            options = {
+                **options,
+                "root_id": options.get("root_id") or request.root_id or request.id,
+                "parent_id": options.get("parent_id") or request.id,
+            }
         found = self.target(signature["task"], options)
         if found is None or not (isinstance(args, (tuple, list)) and _is_plain(list(args)) and _is_plain(kwargs)):
             return None
@@ -345,9 +360,8 @@ class Continuations:
             # Raises what Celery would raise.
             task.__header__(*(args or ()), **(kwargs or {}))
         task_id = options.get("task_id") or uuid()
-        parent = self.app.current_worker_task
         try:
-            pipe.go_on(
+            error = pipe.go_on(
                 number,
                 way,
                 task_id,
@@ -357,9 +371,12 @@ class Continuations:
                 json.dumps(options),
                 as_tuple=isinstance(args, tuple),
                 hold=self.is_stored(parent),
+                wait=signature.awaited,
             )
         except (ValueError, TypeError):
             return None
+        if error is not None:
+            raise OperationalError(error)
         result = (task or self.app).AsyncResult(task_id)
         result.ignored = options.get("ignore_result", task.ignore_result if task else None)
         if parent:
@@ -395,6 +412,9 @@ class Step(Signature):
     """What comes next; to user code the mapping that it was made of."""
 
     continuations: Continuations
+    #: Whether `apply_async` returns when the broker has the message. What counts the members of a chord marks its
+    #: body as sent next.
+    awaited = False
 
     def apply_async(self, args: Any = None, kwargs: Any = None, route_name: Any = None, **options: Any) -> Any:
         if route_name is None:

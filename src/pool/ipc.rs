@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{Job, JobId, Outcome};
-use crate::backend::Record;
+use crate::backend::{Counted, Part, Record};
 use crate::broker::Publication;
 use crate::protocol::{DeliveryInfo, Json, Message};
 
@@ -29,6 +29,13 @@ pub enum ToChild {
         serial: u64,
         /// The error to raise.
         error: Option<String>,
+    },
+    /// A member of a chord was counted.
+    Counted {
+        /// The child's number for it.
+        serial: u64,
+        /// The answer.
+        counted: Counted,
     },
     /// Leave through the exit hooks.
     Stop,
@@ -58,10 +65,21 @@ pub enum FromChild {
         /// What to write.
         record: Record,
     },
+    /// Count the job as a member of its chord; the child waits.
+    Part {
+        /// The job.
+        job: JobId,
+        /// The child's number for it.
+        serial: u64,
+        /// What to count.
+        part: Part,
+    },
     /// Publish what continues the job: its callback, or the next step of its chain.
     Publish {
         /// The job that is continued, 0 outside of one.
         job: JobId,
+        /// The child's number for it when it waits for the broker's word.
+        confirm: Option<u64>,
         /// The message and where it goes.
         publication: Box<Publication>,
     },
@@ -120,6 +138,16 @@ impl ToChild {
             }
             Self::Stop => out.put_u8(3),
             Self::Recycle => out.put_u8(4),
+            Self::Counted { serial, counted } => {
+                out.put_u8(5);
+                out.put_u64_le(*serial);
+                out.put_i64_le(counted.ready);
+                for number in [counted.added, counted.size] {
+                    out.put_u8(u8::from(number.is_some()));
+                    out.put_i64_le(number.unwrap_or_default());
+                }
+                out.put_u8(u8::from(counted.sends));
+            }
         });
     }
 
@@ -155,6 +183,15 @@ impl ToChild {
             2 => Self::Stored { serial: fields.u64()?, error: fields.optional_text()? },
             3 => Self::Stop,
             4 => Self::Recycle,
+            5 => Self::Counted {
+                serial: fields.u64()?,
+                counted: Counted {
+                    ready: fields.i64()?,
+                    added: fields.optional(Fields::i64)?,
+                    size: fields.optional(Fields::i64)?,
+                    sends: fields.u8()? != 0,
+                },
+            },
             kind => return Err(FrameError::Kind(kind)),
         })
     }
@@ -193,9 +230,22 @@ impl FromChild {
                 out.put_u64_le(memory.unwrap_or(0));
                 put_outcome(out, outcome);
             }
-            Self::Publish { job, publication } => {
+            Self::Part { job, serial, part } => {
+                out.put_u8(6);
+                out.put_u64_le(*job);
+                out.put_u64_le(*serial);
+                for texts in [&part.keys, &part.arguments] {
+                    out.put_u8(u8::try_from(texts.len()).unwrap_or(u8::MAX));
+                    for text in texts {
+                        put(out, text);
+                    }
+                }
+            }
+            Self::Publish { job, confirm, publication } => {
                 out.put_u8(5);
                 out.put_u64_le(*job);
+                out.put_u8(u8::from(confirm.is_some()));
+                out.put_u64_le(confirm.unwrap_or(0));
                 put_publication(out, publication);
             }
         });
@@ -228,8 +278,14 @@ impl FromChild {
                 let memory = fields.optional(Fields::u64)?;
                 Self::Ended { job, outcome: take_outcome(&mut fields)?, memory }
             }
+            6 => Self::Part {
+                job: fields.u64()?,
+                serial: fields.u64()?,
+                part: Part { keys: fields.several()?, arguments: fields.several()? },
+            },
             5 => Self::Publish {
                 job: fields.u64()?,
+                confirm: fields.optional(Fields::u64)?,
                 publication: Box::new(take_publication(&mut fields)?),
             },
             kind => return Err(FrameError::Kind(kind)),
@@ -399,6 +455,15 @@ impl Fields {
         Ok(self.0.get_u64_le())
     }
 
+    fn i64(&mut self) -> Result<i64, FrameError> {
+        self.need(8)?;
+        Ok(self.0.get_i64_le())
+    }
+
+    fn several(&mut self) -> Result<Vec<Bytes>, FrameError> {
+        (0..self.u8()?).map(|_| self.bytes()).collect()
+    }
+
     fn f64(&mut self) -> Result<f64, FrameError> {
         self.need(8)?;
         Ok(self.0.get_f64_le())
@@ -464,6 +529,22 @@ mod tests {
     }
 
     #[test]
+    fn a_member_of_a_chord_and_the_answer_survive_the_pipe() {
+        let part = Part { keys: vec![Bytes::from_static(b"g.j")], arguments: vec![Bytes::new(), "1".into()] };
+        match there_and_back(&FromChild::Part { job: 1, serial: 2, part: part.clone() }) {
+            FromChild::Part { job: 1, serial: 2, part: back } => assert_eq!(back, part),
+            other => panic!("{other:?}"),
+        }
+        let answer = Counted { ready: -1, added: None, size: Some(3), sends: true };
+        let mut buffer = BytesMut::new();
+        ToChild::Counted { serial: 2, counted: answer }.encode(&mut buffer);
+        match ToChild::decode(split(&mut buffer).unwrap().unwrap()).unwrap() {
+            ToChild::Counted { serial: 2, counted } => assert_eq!(counted, answer),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
     fn a_publication_survives_the_pipe() {
         let message = Message {
             content_type: Some("application/json".into()),
@@ -479,9 +560,9 @@ mod tests {
             message,
             declare: Some(Arc::new(Queue::named("q"))),
         };
-        let frame = FromChild::Publish { job: 9, publication: Box::new(publication.clone()) };
+        let frame = FromChild::Publish { job: 9, confirm: Some(3), publication: Box::new(publication.clone()) };
         match there_and_back(&frame) {
-            FromChild::Publish { job: 9, publication: back } => {
+            FromChild::Publish { job: 9, confirm: Some(3), publication: back } => {
                 assert_eq!(format!("{back:?}"), format!("{publication:?}"));
             }
             other => panic!("{other:?}"),

@@ -11,12 +11,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString, PyTuple};
 use rustix::net::{SendFlags, send};
 
-use crate::backend::Record;
+use crate::backend::{Counted, Part, Record};
 use crate::broker::Publication;
 use crate::broker::topology::Queue;
 use crate::pool::ipc::{FromChild, ToChild, split};
@@ -51,6 +51,7 @@ struct Inbox {
     jobs: VecDeque<Job>,
     /// Answers, and who waits for one.
     stored: HashMap<u64, Option<Answer>>,
+    counted: HashMap<u64, Counted>,
     leave: Option<i32>,
     closed: bool,
     reading: bool,
@@ -120,6 +121,12 @@ impl Inbox {
                     // Nobody waits any more when a soft limit was raised meanwhile.
                     if let Some(answer) = self.stored.get_mut(&serial) {
                         *answer = Some(error);
+                    }
+                    wake = Wake::All;
+                }
+                Ok(ToChild::Counted { serial, counted }) => {
+                    if self.stored.contains_key(&serial) {
+                        self.counted.insert(serial, counted);
                     }
                     wake = Wake::All;
                 }
@@ -247,6 +254,19 @@ impl ChildPipe {
         }
     }
 
+    /// Writes a frame with a number of ours and waits for the answer: nothing, or what went wrong.
+    fn ask(&self, py: Python<'_>, frame: impl FnOnce(u64) -> FromChild) -> PyResult<Answer> {
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
+        self.inbox().stored.insert(serial, None);
+        self.write(py, &frame(serial))?;
+        let answer = self.wait(py, |inbox| match inbox.stored.get_mut(&serial)?.take() {
+            Some(answer) => Some(answer),
+            None => inbox.closed.then(|| Some("the worker is gone".to_owned())),
+        });
+        self.inbox().stored.remove(&serial);
+        answer
+    }
+
     fn ended(&self, py: Python<'_>, job: u64, outcome: Outcome) -> PyResult<()> {
         let memory = if self.memory { resident() } else { None };
         self.write(py, &FromChild::Ended { job, outcome, memory })
@@ -358,10 +378,11 @@ impl ChildPipe {
     }
 
     /// Has the message of a call published, before the job's result is written and its message settled. With `hold`
-    /// it travels with what follows, which is to come at once.
+    /// it travels with what follows, which is to come at once; with `wait` this returns when the broker has it, or
+    /// with what went wrong.
     ///
     /// Raises ValueError for what cannot be said in JSON as Celery says it; then nothing is published.
-    #[pyo3(signature = (job, target, task_id, reply_to, args, kwargs, options, *, as_tuple, hold))]
+    #[pyo3(signature = (job, target, task_id, reply_to, args, kwargs, options, *, as_tuple, hold, wait))]
     #[expect(
         clippy::too_many_arguments,
         reason = "one argument a part of the call; called from one place"
@@ -378,16 +399,50 @@ impl ChildPipe {
         options: &str,
         as_tuple: bool,
         hold: bool,
-    ) -> PyResult<()> {
+        wait: bool,
+    ) -> PyResult<Option<String>> {
         let call = Call { id: task_id, reply_to, args, tuple: as_tuple, kwargs, options };
         let publication = Box::new(target.publication(&call)?);
-        let frame = FromChild::Publish { job, publication };
+        if wait {
+            let frame = |serial| FromChild::Publish { job, confirm: Some(serial), publication };
+            return self.ask(py, frame);
+        }
+        let frame = FromChild::Publish { job, confirm: None, publication };
         if hold {
             self.own_process()?;
             frame.encode(&mut self.writing());
-            return Ok(());
+        } else {
+            self.write(py, &frame)?;
         }
-        self.write(py, &frame)
+        Ok(None)
+    }
+
+    /// Has the job counted as a member of its chord, after its result is written; waits for the answer, which is
+    /// the script's. Raises RuntimeError when there is none.
+    fn count(
+        &self,
+        py: Python<'_>,
+        job: u64,
+        keys: Vec<Vec<u8>>,
+        arguments: Vec<Vec<u8>>,
+    ) -> PyResult<(i64, Option<i64>, Option<i64>, bool)> {
+        let bytes = |texts: Vec<Vec<u8>>| texts.into_iter().map(Bytes::from).collect();
+        let part = Part { keys: bytes(keys), arguments: bytes(arguments) };
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
+        self.inbox().stored.insert(serial, None);
+        self.write(py, &FromChild::Part { job, serial, part })?;
+        let answer = self.wait(py, |inbox| {
+            if let Some(counted) = inbox.counted.remove(&serial) {
+                return Some(Ok(counted));
+            }
+            match inbox.stored.get_mut(&serial)?.take() {
+                Some(error) => Some(Err(error.unwrap_or_default())),
+                None => inbox.closed.then(|| Err("the worker is gone".to_owned())),
+            }
+        });
+        self.inbox().stored.remove(&serial);
+        let Counted { ready, added, size, sends } = answer?.map_err(PyRuntimeError::new_err)?;
+        Ok((ready, added, size, sends))
     }
 
     /// Has a result written. With `wait` this returns when it is, or with what went wrong.
@@ -428,15 +483,7 @@ impl ChildPipe {
             self.write(py, &FromChild::Store { job, confirm: None, record })?;
             return Ok(None);
         }
-        let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
-        self.inbox().stored.insert(serial, None);
-        self.write(py, &FromChild::Store { job, confirm: Some(serial), record })?;
-        let answer = self.wait(py, |inbox| match inbox.stored.get_mut(&serial)?.take() {
-            Some(answer) => Some(answer),
-            None => inbox.closed.then(|| Some("the worker is gone".to_owned())),
-        });
-        self.inbox().stored.remove(&serial);
-        answer
+        self.ask(py, |serial| FromChild::Store { job, confirm: Some(serial), record })
     }
 }
 

@@ -12,7 +12,7 @@ use super::hooks::Incident;
 use super::results::Write;
 use crate::broker::{Command, Publication};
 use crate::error::{BrokerError, back_off};
-use crate::pool::JobId;
+use crate::pool::{JobId, StoreId};
 
 /// Waits between attempts while the broker takes nothing; the link has waits of its own for its connection.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
@@ -23,6 +23,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 pub(super) struct Continuation {
     job: JobId,
     publication: Box<Publication>,
+    /// The child that waits for the broker's word, if one does.
+    confirm: Option<StoreId>,
     /// Attempts that have failed.
     failures: u32,
 }
@@ -31,11 +33,11 @@ pub(super) struct Continuation {
 #[derive(Debug)]
 pub(super) enum Told {
     /// The broker has it.
-    Confirmed(JobId),
+    Confirmed(JobId, Option<StoreId>),
     /// It may not have it, and is to be asked again.
     Again(Continuation),
     /// It does not take it.
-    Refused(JobId, BrokerError),
+    Refused(JobId, Option<StoreId>, BrokerError),
 }
 
 /// Continuations that the broker has not confirmed yet.
@@ -43,20 +45,26 @@ pub(super) type Continuations = FuturesUnordered<BoxFuture<'static, Told>>;
 
 impl Consumer {
     /// A child hands over what continues its job.
-    pub(super) fn on_publish(&mut self, job: JobId, publication: Box<Publication>) {
+    pub(super) fn on_publish(
+        &mut self,
+        job: JobId,
+        publication: Box<Publication>,
+        confirm: Option<StoreId>,
+    ) {
         if let Some(running) = self.jobs.get_mut(job) {
             running.publishes += 1;
         }
-        self.go_on(Continuation { job, publication, failures: 0 });
+        self.go_on(Continuation { job, publication, confirm, failures: 0 });
     }
 
     fn go_on(&mut self, continuation: Continuation) {
         let (answer, answered) = oneshot::channel();
         self.link.send(Command::Publish(continuation.publication.clone(), answer));
+        let (job, confirm) = (continuation.job, continuation.confirm);
         self.continuing.push(Box::pin(async move {
             match answered.await {
-                Ok(Ok(())) => Told::Confirmed(continuation.job),
-                Ok(Err(error)) if !error.is_retryable() => Told::Refused(continuation.job, error),
+                Ok(Ok(())) => Told::Confirmed(job, confirm),
+                Ok(Err(error)) if !error.is_retryable() => Told::Refused(job, confirm, error),
                 // No answer: the session ended with it.
                 unsure => {
                     let failures = continuation.failures + 1;
@@ -72,7 +80,10 @@ impl Consumer {
 
     pub(super) fn on_continued(&mut self, told: Told) {
         match told {
-            Told::Confirmed(id) => {
+            Told::Confirmed(id, confirm) => {
+                if let Some(store) = confirm {
+                    self.pool.stored(store, None);
+                }
                 let Some(job) = self.jobs.get_mut(id) else { return };
                 job.publishes = job.publishes.saturating_sub(1);
                 if job.publishes == 0 {
@@ -83,7 +94,12 @@ impl Consumer {
                 }
             }
             Told::Again(continuation) => self.go_on(continuation),
-            Told::Refused(id, error) => self.on_refused(id, &error),
+            Told::Refused(id, Some(store), error) => {
+                // The child makes of it what Celery does.
+                self.pool.stored(store, Some(error.to_string()));
+                self.on_continued(Told::Confirmed(id, None));
+            }
+            Told::Refused(id, None, error) => self.on_refused(id, &error),
         }
     }
 

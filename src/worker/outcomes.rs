@@ -8,10 +8,10 @@ use super::consumer::{Consumer, Reported};
 use super::hooks::{Incident, Notice, Report};
 use super::jobs::Limit;
 use super::request::Request;
-use super::results::{Write, Written};
+use super::results::{What, Write, Written};
 use super::shutdown::{Cause, Phase};
 use crate::broker::{Handle, Settlement};
-use crate::pool::{self, Interrupt, JobId, Outcome};
+use crate::pool::{self, Interrupt, JobId, Outcome, StoreId};
 
 /// Pool events taken in one turn before the broker is told of them.
 const POOL_BATCH: usize = 256;
@@ -47,27 +47,9 @@ impl Consumer {
                 self.hooks.notice(Notice::Children(self.pool.pids()));
             }
             pool::Event::Accepted { job } => self.on_accepted(job),
-            pool::Event::Store { job, record, confirm } => {
-                if self.writes.is_some() {
-                    self.unwritten += 1;
-                    let write = Write { job, confirm, record };
-                    match self.jobs.get_mut(job) {
-                        Some(running) => {
-                            running.writes += 1;
-                            // As Celery: a task that others see as done has been continued.
-                            if running.publishes > 0 {
-                                running.held.push(write);
-                            } else {
-                                self.write(write);
-                            }
-                        }
-                        None => self.write(write),
-                    }
-                } else if let Some(store) = confirm {
-                    self.pool.stored(store, Some("this worker has no native result backend".to_owned()));
-                }
-            }
-            pool::Event::Publish { job, publication } => self.on_publish(job, publication),
+            pool::Event::Store { job, record, confirm } => self.on_write(job, confirm, What::Record(record)),
+            pool::Event::Part { job, part, confirm } => self.on_write(job, confirm, What::Part(part)),
+            pool::Event::Publish { job, publication, confirm } => self.on_publish(job, publication, confirm),
             pool::Event::Ended { job, outcome } => self.on_ended(job, outcome),
             pool::Event::Broken(reason) => {
                 tracing::error!(target: "celery.worker", "Unrecoverable error: {reason}");
@@ -75,6 +57,26 @@ impl Consumer {
                 self.on_cause(Cause::Failure);
             }
         }
+    }
+
+    fn on_write(&mut self, job: JobId, confirm: Option<StoreId>, what: What) {
+        if self.writes.is_none() {
+            if let Some(store) = confirm {
+                self.pool.stored(store, Some("this worker has no native result backend".to_owned()));
+            }
+            return;
+        }
+        self.unwritten += 1;
+        let write = Write { job, confirm, what };
+        if let Some(running) = self.jobs.get_mut(job) {
+            running.writes += 1;
+            // As Celery: a task that others see as done has been continued.
+            if running.publishes > 0 {
+                running.held.push(write);
+                return;
+            }
+        }
+        self.write(write);
     }
 
     fn on_accepted(&mut self, id: JobId) {
@@ -144,8 +146,10 @@ impl Consumer {
 
     pub(super) fn on_written(&mut self, written: Written) {
         self.unwritten = self.unwritten.saturating_sub(1);
-        if let Some(store) = written.confirm {
-            self.pool.stored(store, written.error);
+        match (written.confirm, written.counted) {
+            (Some(store), Some(counted)) => self.pool.counted(store, counted),
+            (Some(store), None) => self.pool.stored(store, written.error),
+            (None, _) => {}
         }
         if let Some(job) = self.jobs.get_mut(written.job) {
             job.writes = job.writes.saturating_sub(1);

@@ -137,7 +137,7 @@ class Pipe:
         self.pid = os.getpid()
         self.calls = []
 
-    def go_on(self, *args, as_tuple, hold):
+    def go_on(self, *args, as_tuple, hold, wait):
         # Says what it cannot do as the real one does.
         args[1].message(*args[2:], as_tuple=as_tuple)
         self.calls.append(dict(zip(NAMES, args, strict=True), tuple=as_tuple))

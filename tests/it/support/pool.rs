@@ -142,7 +142,7 @@ impl Driver {
 
     /// The child hands over what follows its job.
     pub(crate) async fn publish(&self, job: &Job, publication: Publication) {
-        self.tell(Event::Publish { job: job.id, publication: Box::new(publication) }).await;
+        self.tell(Event::Publish { job: job.id, publication: Box::new(publication), confirm: None }).await;
     }
 
     /// The job ends and its slot is idle again.
