@@ -99,3 +99,28 @@ def test_the_reference_of_options_is_the_one_of_the_parser():
 
     made = python("from celeriac import _core\nprint(_core.options_reference(), end='')")
     assert (Path(__file__).resolve().parents[2] / "docs" / "options.md").read_text() == made
+
+
+def test_continuations_are_native_or_say_why_not_and_can_be_forced(tmp_path, monkeypatch):
+    (tmp_path / "plain.py").write_text(
+        "from celery import Celery\napp = Celery('plain', broker='redis://h', backend='redis://h')\n"
+        "@app.task(serializer='pickle')\ndef pickled():\n    pass\n"
+    )
+    switch = "CELERIAC_CONTINUATIONS"
+    monkeypatch.delenv(switch, raising=False)
+    report, _ = examine("plain", cwd=tmp_path)
+    assert by_name(report["concerns"])["continuations"]["rung"] == "native"
+    assert by_name(report["tasks"])["plain.pickled"]["reasons"] == [
+        "Celery sends it where it follows a task: serializer is 'pickle'"
+    ]
+    monkeypatch.setenv(switch, "python")
+    report, _ = examine("plain", cwd=tmp_path)
+    assert by_name(report["concerns"])["continuations"]["reasons"] == [f"{switch}=python"]
+    monkeypatch.setenv(switch, "native")
+    report, done = examine("plain", cwd=tmp_path)
+    assert (report["refused"], done.returncode) == ([], 0)
+    report, done = examine("ladder_zoo", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"{switch}=native" in report["refused"][0] and "before_task_publish" in report["refused"][0]
+    monkeypatch.setenv(switch, "rust")
+    assert f"{switch}=rust" in examine("plain", cwd=tmp_path)[0]["refused"][0]
