@@ -36,7 +36,6 @@ class ChildPipe:
         *,
         wait: bool,
     ) -> str | None: ...
-
     def go_on(
         self,
         job: int,
@@ -51,7 +50,6 @@ class ChildPipe:
         hold: bool,
         wait: bool,
     ) -> str | None: ...
-
     def count(
         self, job: int, keys: list[bytes], arguments: list[bytes]
     ) -> tuple[int, int | None, int | None, bool]: ...

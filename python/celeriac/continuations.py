@@ -408,7 +408,7 @@ class Continuations:
         return self.targets[key]
 
 
-class Step(Signature):
+class Step(Signature):  # type: ignore[misc]
     """What comes next; to user code the mapping that it was made of."""
 
     continuations: Continuations

@@ -16,7 +16,8 @@ import click
 from celery import bootsteps, signals
 from celery.exceptions import ImproperlyConfigured
 
-from celeriac import _core, backends, continuations as going_on
+from celeriac import _core, backends
+from celeriac import continuations as going_on
 
 if TYPE_CHECKING:
     from celery import Celery

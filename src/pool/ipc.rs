@@ -560,7 +560,8 @@ mod tests {
             message,
             declare: Some(Arc::new(Queue::named("q"))),
         };
-        let frame = FromChild::Publish { job: 9, confirm: Some(3), publication: Box::new(publication.clone()) };
+        let frame =
+            FromChild::Publish { job: 9, confirm: Some(3), publication: Box::new(publication.clone()) };
         match there_and_back(&frame) {
             FromChild::Publish { job: 9, confirm: Some(3), publication: back } => {
                 assert_eq!(format!("{back:?}"), format!("{publication:?}"));

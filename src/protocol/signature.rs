@@ -93,7 +93,9 @@ impl Target {
         }
         if options.contains_key("time_limit") || options.contains_key("soft_time_limit") {
             let given: Vec<Cow<'_, str>> = match headers.get("timelimit") {
-                Some(limits) => json::elements(limits)?.into_iter().map(|one| one.to_owned().into()).collect(),
+                Some(limits) => {
+                    json::elements(limits)?.into_iter().map(|one| one.to_owned().into()).collect()
+                }
                 None => Vec::new(),
             };
             let limit = |index: usize, option: &str| {
@@ -121,7 +123,8 @@ impl Target {
                 }
             }
             headers.insert("stamped_headers", checked(names)?.into());
-            headers.insert("stamps", object(stamps.iter().map(|(name, value)| (name.as_str(), value))).into());
+            headers
+                .insert("stamps", object(stamps.iter().map(|(name, value)| (name.as_str(), value))).into());
         }
         // Celery's last step: the caller's own headers go over all others.
         let own = options.get("headers").filter(|own| **own != "null").map(|own| json::members(own));

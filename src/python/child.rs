@@ -383,10 +383,7 @@ impl ChildPipe {
     ///
     /// Raises ValueError for what cannot be said in JSON as Celery says it; then nothing is published.
     #[pyo3(signature = (job, target, task_id, reply_to, args, kwargs, options, *, as_tuple, hold, wait))]
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one argument a part of the call; called from one place"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "one argument a part of the call; called from one place")]
     fn go_on(
         &self,
         py: Python<'_>,
@@ -524,7 +521,8 @@ impl Target {
         as_tuple: bool,
     ) -> PyResult<(String, String, String)> {
         let call = Call { id: task_id, reply_to, args, tuple: as_tuple, kwargs, options };
-        let message = self.message.message(&call).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let message =
+            self.message.message(&call).map_err(|error| PyValueError::new_err(error.to_string()))?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Ok((text(message.headers.as_bytes()), text(message.properties.as_bytes()), text(&message.body)))
     }

@@ -45,12 +45,7 @@ pub(super) type Continuations = FuturesUnordered<BoxFuture<'static, Told>>;
 
 impl Consumer {
     /// A child hands over what continues its job.
-    pub(super) fn on_publish(
-        &mut self,
-        job: JobId,
-        publication: Box<Publication>,
-        confirm: Option<StoreId>,
-    ) {
+    pub(super) fn on_publish(&mut self, job: JobId, publication: Box<Publication>, confirm: Option<StoreId>) {
         if let Some(running) = self.jobs.get_mut(job) {
             running.publishes += 1;
         }

@@ -116,8 +116,7 @@ impl Bench {
         let backend = Arc::new(Gated { gate: Semaphore::new(0), written: Mutex::default() });
         let stop = CancellationToken::new();
         let moods = (Arc::new(Mutex::new(acts.into_iter().collect())), Arc::new(Semaphore::new(0)));
-        let moody =
-            Moody { inner: MemoryBroker::open(&url), acts: moods.0.clone(), gate: moods.1.clone() };
+        let moody = Moody { inner: MemoryBroker::open(&url), acts: moods.0.clone(), gate: moods.1.clone() };
         let parts = Parts {
             brokers: vec![Arc::new(moody)],
             backend: Some(backend.clone()),
@@ -432,7 +431,8 @@ impl Broker for Moody {
     }
 
     async fn connect(&self, consume: &Consume) -> Result<Session, BrokerError> {
-        let Session { events: mut told, commands: inner, tasks: running } = self.inner.connect(consume).await?;
+        let Session { events: mut told, commands: inner, tasks: running } =
+            self.inner.connect(consume).await?;
         let (events_tx, events) = mpsc::channel(64);
         let (commands, mut asked) = mpsc::channel(64);
         let (acts, gate, address) = (self.acts.clone(), self.gate.clone(), self.address());
@@ -508,7 +508,8 @@ async fn what_follows_a_task_is_with_the_broker_before_its_result_is_written_and
     bench.backend.gate.add_permits(1);
     bench.pool.store(&other, record("other"), None).await;
     bench.pool.succeed(&other).await;
-    let written = || bench.backend.written.lock().unwrap().iter().map(|one| one.task_id.clone()).collect::<Vec<_>>();
+    let written =
+        || bench.backend.written.lock().unwrap().iter().map(|one| one.task_id.clone()).collect::<Vec<_>>();
     wait_until("the other result is written", async || !written().is_empty()).await;
     assert_eq!((written(), bench.broker.waiting(NEXT)), (vec!["other".to_owned()], 0));
     assert!(bench.broker.unsettled() > 0, "it is settled although nothing follows it yet");

@@ -12,11 +12,10 @@ import os
 import sys
 from unittest import mock
 
+from celeriac import backends, continuations
 from celery import Celery, chain, group
 from kombu import Exchange, Queue
 from kombu.utils.json import dumps
-
-from celeriac import backends, continuations
 
 NAMES = ("job", "target", "id", "reply_to", "args", "kwargs", "options")
 
@@ -154,7 +153,7 @@ def handed_over(app, signature, args, options):
     step = embed["chain"][0]
     if not isinstance(step, continuations.Step):
         return None
-    with mock.patch.object(continuations.Signature, "apply_async", lambda *args, **kwargs: None):
+    with mock.patch.object(continuations.Signature, "apply_async", return_value=None):
         step.apply_async(args, **PARENT, **options)
     return pipe.calls[0] if pipe.calls else None
 
@@ -189,6 +188,6 @@ def cases(app):
 
 
 if __name__ == "__main__":
-    with mock.patch("celery.app.amqp.anon_nodename", lambda: "gen1@host"):
+    with mock.patch("celery.app.amqp.anon_nodename", return_value="gen1@host"):
         json.dump(list(cases(make_app())), sys.stdout, indent=1)
     print()

@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from celery import Celery, Task, signals, signature
-from celery.app.routes import Router
-
 from celeriac import continuations, ladder
 from celeriac._core import Target
+from celery import Celery, Task, signals, signature
+from celery.app.routes import Router
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "messages"))
 
@@ -138,7 +137,7 @@ def test_receivers_of_the_signals_around_publishing_see_each_message(name):
 
 
 @pytest.mark.parametrize(
-    "owner, name", [(Task, "apply_async"), (Router, "route"), (continuations.messaging.Producer, "publish")]
+    ("owner", "name"), [(Task, "apply_async"), (Router, "route"), (continuations.messaging.Producer, "publish")]
 )
 def test_functions_that_an_integration_has_wrapped_go_on_being_called(monkeypatch, owner, name):
     monkeypatch.setattr(owner, name, lambda *args, **kwargs: None)

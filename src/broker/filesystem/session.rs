@@ -210,7 +210,9 @@ impl Consumer {
             Command::Pause => self.paused = true,
             Command::Publish(publication, answer) => {
                 let declared = publication.declare.as_deref().map_or(Ok(()), |queue| self.declare(queue));
-                let result = declared.and_then(|()| self.publish(&publication)).map_err(|error| self.worker.error(&error));
+                let result = declared
+                    .and_then(|()| self.publish(&publication))
+                    .map_err(|error| self.worker.error(&error));
                 // Nobody may be left to hear it.
                 let _ = answer.send(result);
             }

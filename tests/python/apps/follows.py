@@ -6,10 +6,12 @@ from base import make_app, record
 
 app = make_app("follows")
 
+#: Attributes of the request that are shown.
 SHOWN = (
-    "task shadow expires group group_index retries timelimit root_id parent_id argsrepr kwargsrepr ignore_result "
-    "replaced_task_nesting stamped_headers stamps reply_to correlation_id callbacks errbacks chain chord children"
-).split()
+    *("task", "shadow", "expires", "group", "group_index", "retries", "timelimit", "root_id", "parent_id"),
+    *("argsrepr", "kwargsrepr", "ignore_result", "replaced_task_nesting", "stamped_headers", "stamps", "reply_to"),
+    *("correlation_id", "callbacks", "errbacks", "chain", "chord", "children"),
+)
 
 
 def show(self, args, kwargs):

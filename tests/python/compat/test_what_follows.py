@@ -37,7 +37,10 @@ def workflows(stage):
     yield "added", s("a1", "adds")
     yield "replaced", chain(s("r1"), s("r2", "replaced"), s("r3", "look", 3), s("r4"), app=app)
     yield "prioritized", chain(s("p1", priority=6), s("p2"), s("p3", priority=3), app=app)
-    yield "fails", chain(s("f1"), s("f2"), s("f3", "fail"), s("f4"), s("f5").set(link_error=s("f6", "errback")), app=app)
+    yield (
+        "fails",
+        chain(s("f1"), s("f2"), s("f3", "fail"), s("f4"), s("f5").set(link_error=s("f6", "errback")), app=app),
+    )
     yield "unknown", chain(s("u1"), s("u2", "nowhere"), app=app)
     yield "countdown", chain(s("t1"), s("t2", countdown=0.1), s("t3"), app=app)
 
@@ -92,8 +95,10 @@ def follow(rung):
 @pytest.mark.parametrize(("broker", "backend", "rung"), RUNGS)
 def test_what_follows_a_task_is_sent_as_celery_sends_it(alike, broker, backend, rung):
     seen = alike(follow(rung), broker, backend)
-    assert seen["children"]["c1"] == [["c2", None]] and "e2" not in seen["seen"]
-    assert seen["seen"]["x2"]["args"] == "(None, 'changed')" and seen["seen"]["p2"]["delivery"].count("6")
+    assert seen["children"]["c1"] == [["c2", None]]
+    assert "e2" not in seen["seen"]
+    assert seen["seen"]["x2"]["args"] == "(None, 'changed')"
+    assert seen["seen"]["p2"]["delivery"].count("6")
 
 
 def elsewhere(rung):
