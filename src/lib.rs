@@ -82,6 +82,8 @@
 //!   and were all our workers to die a Python worker restores it in time.
 //! - **Accepted means decoded.** The child reports a job as accepted after it decoded the body, so that a bad body is
 //!   settled as Celery settles it although the supervisor never looks into one.
+//! - **Protocol 1 that is not plain JSON goes to a child twice.** First as a job without a name, which the child
+//!   answers with the same message in protocol 2 (python/celeriac/protocol1.py); that one is judged like any other.
 //! - **Failures of the parent in Python.** A lost child, a hard limit, a revoked or unknown task are reported through
 //!   Celery's own `Request` and backend on the main thread: rare, and right for every backend.
 //!

@@ -23,7 +23,7 @@ from celery.app import trace
 from celery.app.task import Context
 from celery.apps.worker import install_rdb_handler
 from celery.concurrency import prefork
-from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_logger
 from celery.utils.serialization import get_pickled_exception
 from kombu import compression, serialization
@@ -31,7 +31,7 @@ from kombu.exceptions import ContentDisallowed
 from kombu.utils import json as kombu_json
 from kombu.utils.encoding import safe_repr, safe_str
 
-from celeriac import backends, continuations
+from celeriac import backends, continuations, protocol1
 from celeriac._core import ChildPipe
 
 if TYPE_CHECKING:
@@ -206,6 +206,9 @@ class Lane:
         except Exception as exc:
             pipe.undecodable(number, safe_repr(exc))
             return None
+        if not name or isinstance(payload, dict):
+            self.translate(job, payload)
+            return None
         try:
             args, kwargs, embed = payload
             embed = dict(embed or {})
@@ -247,6 +250,20 @@ class Lane:
                 # Kombu words it.
                 pass
         return serialization.loads(content, content_type, content_encoding, accept=self.accept)
+
+    def translate(self, job: Job, payload: Any) -> None:
+        """Hands a protocol 1 message back as protocol 2, for the supervisor to judge."""
+        number, _, _, headers, *_, content_type, _, _ = job
+        try:
+            made = protocol1.translate(payload, _loads(headers), content_type)
+        except protocol1.NotATask:
+            self.pipe.malformed(number, None)
+        except InvalidTaskError as exc:
+            self.pipe.malformed(number, str(exc))
+        except Exception as exc:
+            self.pipe.undecodable(number, safe_repr(exc))
+        else:
+            self.pipe.translated(number, *made)
 
     def request(self, job: Job) -> dict[str, Any]:
         """What Celery's `Request` makes of a message for the tracer."""

@@ -185,7 +185,9 @@ class Incidents:
 
     def _timed_out(self, envelope: dict[str, Any], body: bytes, pid: int | None, limit: float, requeued: bool) -> None:
         request = self._request(envelope, body, pid)
-        seconds: float | int = int(limit) if float(limit).is_integer() else limit
+        # As it was given: the command line has 2.0 where a message has 2.
+        given = (request.time_limits[0], request.task.time_limit, self.worker.time_limit)
+        seconds = next((value for value in given if value == limit), limit)
         logger.error("Hard time limit (%ss) exceeded for %s[%s]", seconds, request.name, request.id)
         if requeued:
             return

@@ -142,8 +142,8 @@ pub enum Command {
     Pause,
     /// Publishes a message; the answer comes when the broker has it (confirms on AMQP).
     Publish(Box<Publication>, oneshot::Sender<Result<(), BrokerError>>),
-    /// Carries out everything before this, gives back what is still held unless it is in `keep`, closes
-    /// the connection and answers. On AMQP closing the channel requeues.
+    /// Carries out everything before this, gives back what is still held, closes the connection and answers. On AMQP
+    /// closing the channel requeues.
     Close(oneshot::Sender<()>),
 }
 

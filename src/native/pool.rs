@@ -224,12 +224,12 @@ async fn run(
 ) -> Outcome {
     let headers: TaskHeaders = match serde_json::from_slice(job.headers.as_bytes()) {
         Ok(headers) => headers,
-        Err(error) => return Outcome::Malformed { reason: error.to_string() },
+        Err(error) => return Outcome::Malformed { reason: Some(error.to_string()) },
     };
     let body = match body::decode(&job.content_type, &job.headers, &job.body) {
         Ok(body) => body,
         Err(Refused::Undecodable(reason)) => return Outcome::Undecodable { reason },
-        Err(Refused::Malformed(reason)) => return Outcome::Malformed { reason },
+        Err(Refused::Malformed(reason)) => return Outcome::Malformed { reason: Some(reason) },
     };
     if job.acks_early {
         let _ = events.send(Event::Accepted { job: job.id }).await;

@@ -379,7 +379,7 @@ fn put_outcome(out: &mut BytesMut, outcome: &Outcome) {
         }
         Outcome::Malformed { reason } => {
             out.put_u8(7);
-            put(out, reason.as_bytes());
+            put_option(out, reason.as_ref().map(String::as_bytes));
         }
         Outcome::WorkerLost { status } => {
             out.put_u8(8);
@@ -390,6 +390,13 @@ fn put_outcome(out: &mut BytesMut, outcome: &Outcome) {
             out.put_f64_le(*limit);
         }
         Outcome::Terminated => out.put_u8(10),
+        Outcome::Translated { headers, body, content_type, content_encoding } => {
+            out.put_u8(11);
+            put(out, headers.as_bytes());
+            put(out, body);
+            put(out, content_type.as_bytes());
+            put(out, content_encoding.as_bytes());
+        }
     }
 }
 
@@ -407,10 +414,16 @@ fn take_outcome(fields: &mut Fields) -> Result<Outcome, FrameError> {
             traceback: fields.text()?,
         },
         6 => Outcome::Undecodable { reason: fields.text()? },
-        7 => Outcome::Malformed { reason: fields.text()? },
+        7 => Outcome::Malformed { reason: fields.optional_text()? },
         8 => Outcome::WorkerLost { status: fields.text()? },
         9 => Outcome::TimedOut { limit: fields.f64()? },
         10 => Outcome::Terminated,
+        11 => Outcome::Translated {
+            headers: Json(fields.bytes()?),
+            body: fields.bytes()?,
+            content_type: fields.text()?,
+            content_encoding: fields.text()?,
+        },
         _ => return Err(FrameError::Field("outcome")),
     })
 }
@@ -515,7 +528,14 @@ mod tests {
             Outcome::Ignored,
             Outcome::Rejected { requeue: true, exception: "r".into(), traceback: "t".into() },
             Outcome::Undecodable { reason: "bad".into() },
-            Outcome::Malformed { reason: "bad".into() },
+            Outcome::Malformed { reason: Some("bad".into()) },
+            Outcome::Malformed { reason: None },
+            Outcome::Translated {
+                headers: Json::empty(),
+                body: Bytes::from_static(b"\x80\x02"),
+                content_type: "application/x-python-serialize".into(),
+                content_encoding: "binary".into(),
+            },
             Outcome::WorkerLost { status: "signal 9 (SIGKILL)".into() },
             Outcome::TimedOut { limit: 2.5 },
             Outcome::Terminated,

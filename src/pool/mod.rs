@@ -28,7 +28,7 @@ pub type JobId = u64;
 pub struct Job {
     /// Its name.
     pub id: JobId,
-    /// Registered task name.
+    /// Registered task name; empty where the body is to be translated (protocol 1).
     pub task: String,
     /// Task id.
     pub task_id: String,
@@ -93,8 +93,20 @@ pub enum Outcome {
     /// The body decoded to something that is no task (not three items, arguments of the wrong kind);
     /// never started nor accepted.
     Malformed {
-        /// What is wrong with it.
-        reason: String,
+        /// What is wrong with it; none when nothing in it looks like a task.
+        reason: Option<String>,
+    },
+    /// It was a message of protocol 1 that only a child may decode. Never started nor accepted: it is to be judged
+    /// as this message of protocol 2.
+    Translated {
+        /// The headers.
+        headers: Json,
+        /// The body.
+        body: Bytes,
+        /// MIME type of the body.
+        content_type: String,
+        /// Encoding of the body.
+        content_encoding: String,
     },
     /// The child died under it.
     WorkerLost {

@@ -72,7 +72,7 @@ pub struct TimeLimits {
 }
 
 /// The headers of protocol 2 that decide what the supervisor does. All others are passed on unread.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 pub struct TaskHeaders {
     /// Registered name of the task.
     pub task: String,

@@ -22,8 +22,8 @@ pub enum V1Error {
     #[error("{0}")]
     Malformed(String),
     /// Another serializer or a compressed body: to be decoded by a child, never by the supervisor.
-    #[error("the body is {0}, which only a child decodes")]
-    Foreign(String),
+    #[error("only a child decodes the body")]
+    Foreign,
 }
 
 impl From<JsonError> for V1Error {
@@ -74,13 +74,11 @@ pub fn translate(message: &Message) -> Result<Message, V1Error> {
     let headers = json::members(headers)?;
     match message.content_type.as_deref() {
         None => return Err(V1Error::NotATask("it has no content type")),
-        Some(_) if !is_json(message) => {
-            return Err(V1Error::Foreign(message.content_type.clone().unwrap_or_default()));
-        }
+        Some(_) if !is_json(message) => return Err(V1Error::Foreign),
         Some(_) => {}
     }
-    if let Some(compression) = headers.get("compression").filter(|value| **value != "null") {
-        return Err(V1Error::Foreign(format!("compressed ({})", compression.trim_matches('"'))));
+    if headers.get("compression").is_some_and(|value| *value != "null") {
+        return Err(V1Error::Foreign);
     }
     let body = text(&message.body)?;
     json::check(body)?;
@@ -259,11 +257,11 @@ mod tests {
     fn other_serializers_and_compressed_bodies_are_left_to_a_child() {
         for content_type in ["application/x-python-serialize", "application/x-yaml", "application/data"] {
             let foreign = Message { content_type: Some(content_type.into()), ..plain("\u{80}") };
-            assert_eq!(translate(&foreign).unwrap_err(), V1Error::Foreign(content_type.to_owned()));
+            assert_eq!(translate(&foreign).unwrap_err(), V1Error::Foreign);
         }
         let compressed =
             Message { headers: Json(r#"{"compression": "application/x-gzip"}"#.into()), ..plain("x") };
-        assert!(matches!(translate(&compressed), Err(V1Error::Foreign(_))));
+        assert_eq!(translate(&compressed).unwrap_err(), V1Error::Foreign);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::broker::Publication;
 use crate::broker::topology::Queue;
 use crate::pool::ipc::{FromChild, ToChild, split};
 use crate::pool::{Job, Outcome};
+use crate::protocol::Json;
 use crate::protocol::signature::{self, Call};
 
 /// Exit status of a child that leaves for good, and of one that is to be replaced (Celery's `EX_RECYCLE`).
@@ -367,9 +368,25 @@ impl ChildPipe {
         self.ended(py, job, Outcome::Undecodable { reason })
     }
 
-    /// The body is no task.
-    fn malformed(&self, py: Python<'_>, job: u64, reason: String) -> PyResult<()> {
+    /// The body is no task; without a reason, nothing that was meant to be one.
+    #[pyo3(signature = (job, reason))]
+    fn malformed(&self, py: Python<'_>, job: u64, reason: Option<String>) -> PyResult<()> {
         self.ended(py, job, Outcome::Malformed { reason })
+    }
+
+    /// It was a message of protocol 1; this is what it is in protocol 2.
+    fn translated(
+        &self,
+        py: Python<'_>,
+        job: u64,
+        headers: String,
+        body: &[u8],
+        content_type: String,
+        content_encoding: String,
+    ) -> PyResult<()> {
+        let body = Bytes::copy_from_slice(body);
+        let headers = Json(headers.into());
+        self.ended(py, job, Outcome::Translated { headers, body, content_type, content_encoding })
     }
 
     /// The task ended this process, which is about to leave.

@@ -36,6 +36,8 @@ pub struct Verdict {
 pub fn settle(policy: &TaskPolicy, outcome: &Outcome, ending: Ending) -> Verdict {
     let (settlement, incident) = match outcome {
         Outcome::Success { .. } | Outcome::Retry { .. } | Outcome::Ignored => (Settlement::Ack, None),
+        // It comes as another message under the same tag; should anybody ask, it was not handled.
+        Outcome::Translated { .. } => (Settlement::GiveBack, None),
         Outcome::Failure { .. } => (on_failure(policy), None),
         Outcome::Rejected { requeue: true, .. } => (Settlement::Requeue, None),
         Outcome::Rejected { requeue: false, exception, traceback } => (
@@ -46,7 +48,7 @@ pub fn settle(policy: &TaskPolicy, outcome: &Outcome, ending: Ending) -> Verdict
             (Settlement::Ack, Some(Incident::Undecodable { reason: reason.clone() }))
         }
         Outcome::Malformed { reason } => {
-            (Settlement::Reject, Some(Incident::Rejected { reason: Some(reason.clone()) }))
+            (Settlement::Reject, Some(Incident::Rejected { reason: reason.clone() }))
         }
         Outcome::WorkerLost { .. } | Outcome::TimedOut { .. } | Outcome::Terminated
             if ending.killed == Some(Kill::Cancelled) =>
@@ -142,7 +144,7 @@ mod tests {
             (&late, &lost(), cancelled, Some(Settlement::GiveBack)),
             (&late, &Outcome::Terminated, revoked, Some(Settlement::Ack)),
             (&late, &Outcome::Undecodable { reason: String::new() }, UNACKED, Some(Settlement::Ack)),
-            (&late, &Outcome::Malformed { reason: String::new() }, UNACKED, Some(Settlement::Reject)),
+            (&late, &Outcome::Malformed { reason: None }, UNACKED, Some(Settlement::Reject)),
         ] {
             let verdict = settle(policy, outcome, ending);
             assert_eq!(verdict.settlement, expected, "{outcome:?} {ending:?} {policy:?}");

@@ -297,13 +297,14 @@ impl Consumer {
         self.etas = 0;
     }
 
-    fn on_delivery(&mut self, delivery: Delivery) {
+    pub(super) fn on_delivery(&mut self, delivery: Delivery) {
         if self.shutdown.phase > Phase::Running {
             self.link.settle(delivery.handle.settle(Settlement::GiveBack));
             return;
         }
         match dispatch(delivery, &self.rules) {
             Verdict::Refuse(refusal) => self.refuse(*refusal),
+            Verdict::Request(request) if request.is_untranslated() => self.ready.push_back(*request),
             Verdict::Request(request) => self.on_request(*request),
         }
     }
@@ -466,12 +467,14 @@ impl Consumer {
             let id = self.jobs.next_id();
             match self.pool.submit(request.job(id)) {
                 Ok((_, pid)) => {
-                    let limits = if self.pool.interrupts() {
+                    let limits = if self.pool.interrupts() && !request.is_untranslated() {
                         request.limits((self.config.time_limit, self.config.soft_time_limit))
                     } else {
                         (None, None)
                     };
-                    *self.totals.entry(request.headers.task.clone()).or_default() += 1;
+                    if !request.is_untranslated() {
+                        *self.totals.entry(request.headers.task.clone()).or_default() += 1;
+                    }
                     let job = Running {
                         request,
                         pid,

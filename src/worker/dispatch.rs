@@ -79,9 +79,10 @@ pub fn dispatch(mut delivery: Delivery, rules: &Rules) -> Verdict {
             Err(V1Error::Undecodable(reason)) => {
                 return refuse(delivery, Incident::Undecodable { reason }, Settlement::Ack);
             }
-            Err(error @ (V1Error::Malformed(_) | V1Error::Foreign(_))) => {
-                return refuse(delivery, rejected(Some(error.to_string())), Settlement::Reject);
+            Err(V1Error::Malformed(reason)) => {
+                return refuse(delivery, rejected(Some(reason)), Settlement::Reject);
             }
+            Err(V1Error::Foreign) => return Verdict::Request(Box::new(Request::untranslated(delivery))),
         }
     }
     match kind {

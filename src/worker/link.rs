@@ -319,3 +319,6 @@ fn abandon(deliveries: Vec<Delivery>) {
         delivery.handle.abandon();
     }
 }
+
+#[cfg(test)]
+mod tests;

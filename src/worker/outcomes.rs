@@ -6,12 +6,13 @@ use tokio::sync::mpsc;
 use super::acks::{self, Ending, Kill};
 use super::consumer::{Consumer, Reported};
 use super::hooks::{Incident, Notice, Report};
-use super::jobs::Limit;
+use super::jobs::{Limit, Running};
 use super::request::Request;
 use super::results::{What, Write, Written};
 use super::shutdown::{Cause, Phase};
-use crate::broker::{Handle, Settlement};
+use crate::broker::{Delivery, Handle, Settlement};
 use crate::pool::{self, Interrupt, JobId, Outcome, StoreId};
+use crate::protocol::Message;
 
 /// Pool events taken in one turn before the broker is told of them.
 const POOL_BATCH: usize = 256;
@@ -96,9 +97,22 @@ impl Consumer {
     }
 
     fn on_ended(&mut self, id: JobId, outcome: Outcome) {
+        let outcome = match outcome {
+            Outcome::Translated { headers, body, content_type, content_encoding } => {
+                let Some(Running { request, .. }) = self.jobs.remove(id) else { return };
+                let properties = request.message.properties;
+                let (content_type, content_encoding) = (Some(content_type), Some(content_encoding));
+                let message = Message { content_type, content_encoding, headers, properties, body };
+                self.on_delivery(Delivery { message, info: request.info, handle: request.handle });
+                return;
+            }
+            outcome => outcome,
+        };
         let Some(job) = self.jobs.get_mut(id) else { return };
         job.over = true;
-        let never_started = !job.accepted && !job.request.policy.acks_late && !job.acknowledged;
+        let untranslated = job.request.is_untranslated();
+        let never_started =
+            untranslated || (!job.accepted && !job.request.policy.acks_late && !job.acknowledged);
         if matches!(outcome, Outcome::WorkerLost { .. })
             && never_started
             && !job.request.bounced
@@ -111,6 +125,12 @@ impl Consumer {
             }
             return;
         }
+        let outcome = match outcome {
+            Outcome::WorkerLost { status } if untranslated && job.killed.is_none() => {
+                Outcome::Undecodable { reason: format!("the child that decoded it was lost: {status}") }
+            }
+            outcome => outcome,
+        };
         let ending = Ending { acknowledged: job.acknowledged, killed: job.killed };
         let verdict = acks::settle(&job.request.policy, &outcome, ending);
         job.ended = Some(verdict.settlement);
@@ -163,7 +183,8 @@ impl Consumer {
             Limit::Soft(seconds) => {
                 tracing::warn!(
                     target: "celery.worker.request",
-                    "Soft time limit ({seconds}s) exceeded for {}",
+                    "Soft time limit ({}s) exceeded for {}",
+                    job.request.limit_text(seconds),
                     job.request.human()
                 );
                 self.pool.interrupt(id, Interrupt::SoftLimit);

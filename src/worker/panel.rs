@@ -124,7 +124,8 @@ impl Panel for Consumer {
             | Waiting::Limited(_)
             | Waiting::Heartbeat => None,
         });
-        active.chain(held).chain(parked).collect()
+        // What a child has yet to translate from protocol 1 has no name to be shown by.
+        active.chain(held).chain(parked).filter(|shown| !shown.headers.task.is_empty()).collect()
     }
 
     fn queues(&self) -> Vec<Queue> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::broker::Handle;
+use crate::broker::{Delivery, Handle};
 use crate::config::TaskPolicy;
 use crate::pool::{Job, JobId};
 use crate::protocol::{DeliveryInfo, Message, TaskHeaders};
@@ -29,6 +29,26 @@ pub struct Request {
 }
 
 impl Request {
+    /// A message of protocol 1 that a child has to decode before anything can be said of it: a job without a name.
+    /// It is settled when the child has answered, so it counts as one that is acknowledged late.
+    pub fn untranslated(delivery: Delivery) -> Self {
+        Self {
+            headers: Box::default(),
+            message: delivery.message,
+            info: delivery.info,
+            handle: delivery.handle,
+            policy: Arc::new(TaskPolicy { acks_late: true, ..TaskPolicy::default() }),
+            eta: None,
+            expires: None,
+            bounced: false,
+        }
+    }
+
+    /// Whether it is one of those.
+    pub fn is_untranslated(&self) -> bool {
+        self.headers.task.is_empty()
+    }
+
     /// The job for the pool.
     pub fn job(&self, id: JobId) -> Job {
         Job {
@@ -48,6 +68,13 @@ impl Request {
     /// `name[id]`, as log lines show a task.
     pub fn human(&self) -> String {
         format!("{}[{}]", self.headers.display_name(), self.headers.id)
+    }
+
+    /// A limit as Celery shows it: those of the command line are floating point numbers.
+    pub fn limit_text(&self, seconds: f64) -> String {
+        let (limit, policy) = (self.headers.timelimit, &self.policy);
+        let given = [limit.hard, limit.soft, policy.time_limit, policy.soft_time_limit];
+        if given.contains(&Some(seconds)) { format!("{seconds}") } else { format!("{seconds:?}") }
     }
 
     /// Limits: the message's, else the task's, else the worker's; a limit of 0 is none.

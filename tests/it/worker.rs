@@ -242,6 +242,52 @@ async fn an_early_acked_task_is_acknowledged_when_its_child_accepts_it_and_not_b
     assert_eq!(bench.stop().await, Exit::default());
 }
 
+/// A message of protocol 1 whose body only a child may decode.
+fn packed() -> Message {
+    Message { headers: Json::of(&json!({"compression": "application/x-gzip"})), ..message("old") }
+}
+
+#[tokio::test]
+async fn a_message_that_a_child_translated_is_judged_anew_and_runs() {
+    let mut bench = Bench::start(early(), 1, None).await;
+    bench.broker.publish(QUEUE, packed());
+    let job = bench.pool.job().await;
+    assert_eq!((job.task.as_str(), job.acks_early), ("", false));
+    let translated = message("old");
+    let outcome = Outcome::Translated {
+        headers: translated.headers,
+        body: translated.body,
+        content_type: "application/json".to_owned(),
+        content_encoding: "utf-8".to_owned(),
+    };
+    bench.pool.end(&job, outcome).await;
+    let job = bench.pool.job().await;
+    assert_eq!((job.task.as_str(), job.task_id.as_str(), job.acks_early), ("tasks.add", "old", true));
+    assert_eq!(bench.broker.unsettled(), 1);
+    bench.pool.accept(&job).await;
+    bench.pool.succeed(&job).await;
+    bench.settled().await;
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_that_kills_two_children_before_it_is_translated_is_given_up() {
+    let mut bench = Bench::start(early(), 1, None).await;
+    bench.broker.publish(QUEUE, packed());
+    for _ in 0..2 {
+        let job = bench.pool.job().await;
+        assert_eq!(bench.broker.unsettled(), 1);
+        bench.pool.end(&job, lost()).await;
+    }
+    let incident = bench.incident().await;
+    assert!(
+        matches!(&incident, Incident::Undecodable { reason } if reason.contains("SIGKILL")),
+        "{incident:?}"
+    );
+    bench.settled().await;
+    bench.stop().await;
+}
+
 #[tokio::test]
 async fn a_late_acked_task_is_acknowledged_after_its_result_is_stored() {
     let mut bench = Bench::start(late(), 1, None).await;

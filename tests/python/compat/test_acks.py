@@ -1,7 +1,7 @@
 """Acknowledgements, time limits and lost children: what is settled, what is stored, what runs again."""
 
 import pytest
-from support.lines import lines_of_task, plain
+from support.lines import lines, lines_of_task, plain
 from support.waiting import until
 
 
@@ -66,17 +66,22 @@ def test_time_limits_end_tasks(alike, broker):
 
 def test_limits_of_the_call_and_of_the_command_line_count(alike):
     def limits(stage):
-        # Far from the limit of the call: the original looks at its clocks once a second.
-        stage.worker("--time-limit=6", "--soft-time-limit=4", concurrency=2)
-        by_call = stage.send("sleep", 30, time_limit=1, soft_time_limit=None)
-        by_worker = stage.send("sleep", 30)
-        ended(stage, by_call)
-        ended(stage, by_worker)
-        return [outcome(by_call), outcome(by_worker)]
+        # Apart: with both limits on one task the original looks at the hard one when the soft one is over.
+        worker = stage.worker("--time-limit=2", concurrency=2)
+        hard = [stage.send("sleep", 30, time_limit=1), stage.send("sleep", 30)]
+        for result in hard:
+            ended(stage, result)
+        worker.stop()
+        stage.worker("--soft-time-limit=1")
+        soft = stage.send("sleep", 30)
+        ended(stage, soft)
+        said = [text for _, _, text in lines(stage.logs()) if "time limit" in text]
+        return [*[outcome(result) for result in (*hard, soft)], said]
 
     seen = alike(limits)
-    assert seen[0] == ["FAILURE", "TimeLimitExceeded(1)"]
-    assert "SoftTimeLimitExceeded" in seen[1][1]
+    assert seen[:2] == [["FAILURE", "TimeLimitExceeded(1)"], ["FAILURE", "TimeLimitExceeded(2.0)"]]
+    assert "SoftTimeLimitExceeded" in seen[2][1]
+    assert len(seen[3]) == 3
 
 
 @pytest.mark.parametrize("broker", ["redis", "amqp"])

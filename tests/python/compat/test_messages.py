@@ -1,6 +1,7 @@
 """What arrives on a queue, good and bad: protocol 1 and 2, and everything that is neither."""
 
 import json
+import os
 import pickle
 import uuid
 
@@ -165,14 +166,65 @@ def test_protocol_1_runs(alike):
     assert alike(old) == ["FAILURE", "ValueError('old')", "SUCCESS"]
 
 
+class Deadly:
+    """Whoever unpickles it ends."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+PICKLED = {"content_type": "application/x-python-serialize", "content_encoding": "binary"}
+
+# Protocol 1 that only a child may decode: what it finds in it.
+OLD = {
+    "not a task": {"hello": 1},
+    "a number": 7,
+    "kwargs a list": {"task": "add", "id": "1", "args": (1, 1), "kwargs": [1]},
+    "unknown task": {"task": "not_there", "id": "2", "args": (), "kwargs": {}},
+    "expired": {"task": "add", "id": "3", "args": (1, 1), "kwargs": {}, "expires": "2020-01-01T00:00:00+00:00"},
+}
+
+
+def test_bad_messages_of_protocol_1_are_logged_and_settled_as_ever(alike):
+    def meet(stage):
+        worker = stage.worker()
+        found = {}
+        for name, body in OLD.items():
+            before = len(worker.log)
+            raw.put(stage, {}, pickle.dumps(body), **PICKLED)
+            alive = settled(stage, worker)
+            found[name] = [alive] + [
+                (level, text[:40])
+                for level, _, text in lines(worker.log[before:])
+                if "Task add[<id>] received" not in text and "succeeded in" not in text
+            ]
+        return found
+
+    seen = alike(meet, accept_content=["json", "pickle"])
+    assert all(seen[name][1][1].startswith("Received and deleted unknown") for name in ("not a task", "a number"))
+    assert "invalid" in seen["kwargs a list"][1][1]
+
+
+@pytest.mark.ours
+def test_a_message_of_protocol_1_that_kills_who_decodes_it_is_given_up(stage_on, kind):
+    stage = stage_on(kind, accept_content=["json", "pickle"])
+    worker = stage.worker()
+    raw.put(stage, {}, pickle.dumps({"task": "add", "id": "1", "args": (Deadly(),)}), **PICKLED)
+    assert settled(stage, worker), worker.describe()
+    assert "the child that decoded it was lost: exitcode 3" in worker.log
+    assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("protocol", [2, 1])
 @pytest.mark.parametrize("broker", ["redis", "amqp"])
-def test_every_serializer_with_every_compression_arrives_and_returns(alike, broker):
+def test_every_serializer_with_every_compression_arrives_and_returns(alike, broker, protocol):
     serializers = ["json", "pickle", "yaml", "msgpack"]
     compressions = [None, "gzip", "bzip2", "lzma"]
     value = ["zwölf", 12, 1.5, None, True, {"a": [1, 2]}]
 
     def matrix(stage):
         stage.worker(concurrency=2)
+        stage.app.conf.task_protocol = protocol
         sent = {
             f"{serializer} {compression}": stage.send(
                 "echo", value, kwargs={"k": "v"}, serializer=serializer, compression=compression
