@@ -202,9 +202,11 @@ def test_a_member_whose_worker_died_before_it_sent_the_body_sends_it_when_it_com
     backend, client = stage.app.backend, stage.app.backend.client
     for group_id, told in (("own", "own-1:1"), ("others", "others-0:0")):
         backend.set_chord_size(group_id, 2)
-        member(stage, group_id, 0, 1, f"body of {group_id}").get(timeout=30)
-        # As if another worker had counted the last member, and died.
         key = "celery-taskset-meta-" + group_id
+        member(stage, group_id, 0, 1, f"body of {group_id}")
+        # Its result is there before it is counted.
+        until(lambda key=key: client.scard(f"{key}.d") == 1, stage.logs)
+        # As if another worker had counted the last member, and died.
         client.sadd(f"{key}.d", f"{group_id}-1:1")
         client.zadd(f"{key}.j", {backend.encode([1, f"{group_id}-1", "SUCCESS", 2]): 1})
         client.set(f"{key}.c", "token", ex=60)
