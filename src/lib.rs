@@ -19,9 +19,9 @@
 //! reports, then settles) or a request. A request waits for its `eta` (parked in the broker where it can be), for its
 //! turn under a rate limit, or for an idle slot; only idle slots take jobs, so nothing waits behind a long task. The
 //! [`pool`] writes a frame to the child and reports what comes back: accepted, results to store, the outcome.
-//! [`worker::acks`] alone decides what the broker is told, after results are written and the parent has reported what
-//! no child could. Settlements, results and frames travel in batches of whatever is ready; a lone one is never held
-//! back.
+//! [`worker::acks`] alone decides what the broker is told, after it has confirmed what continues the task, results are
+//! written and the parent has reported what no child could. Settlements, results and frames travel in batches of
+//! whatever is ready; a lone one is never held back.
 //!
 //! A task whose `Request` or `Strategy` class is the app's own takes another way ([`worker::hosting`]): its message gets a
 //! ticket, Celery's code makes and calls the app's objects on the main thread, and what they post to the pool goes
@@ -31,8 +31,8 @@
 //!
 //! - A message is in its queue, or recorded as unacknowledged, or settled. On Redis one script takes and records it
 //!   under a tag that only this worker has; an acknowledgement deletes only that tag.
-//! - Early acks follow the child's word that it decoded the task, late ones the stored result. A crash repeats work,
-//!   it never loses it.
+//! - Early acks follow the child's word that it decoded the task, late ones the stored result, and that follows the
+//!   broker's word that it has the continuation. A crash repeats work, it never loses it.
 //! - What a worker holds on Redis it keeps alive; what a dead worker held comes back in seconds.
 //! - A lost connection leaves nothing behind but the bookkeeping of deliveries; outcomes wait for the next.
 //! - Whatever arrives on a queue gets one log line and one settlement; wire data cannot panic.
@@ -43,11 +43,11 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`protocol`] | bytes to types: messages, protocol 1, times, Python's JSON and `repr`, result documents; no I/O |
+//! | [`protocol`] | bytes to types: messages, protocol 1, signatures, times, Python's JSON and `repr`, result documents; no I/O |
 //! | [`broker`] | the trait, sessions, topology, the failover list; `redis`, `amqp`, `filesystem`, `memory` |
 //! | [`backend`] | the trait and the result backends |
 //! | [`pool`] | slots, frames (`ipc`), children and the zygote's end (`processes`) |
-//! | [`worker`] | the loop (`consumer`, `outcomes`), its link to the broker, dispatch, acks, schedule, stopping |
+//! | [`worker`] | the loop (`consumer`, `outcomes`, `continuations`), its link to the broker, dispatch, acks, schedule, stopping |
 //! | [`control`], [`cluster`] | remote control as a table of commands; the logical clock |
 //! | [`native`] | tasks as async Rust functions, and the worker that runs them without Python |
 //! | [`cli`] | the command line as a table of flags |
@@ -62,6 +62,18 @@
 //! Every concern has a native rung and one that calls Celery's or kombu's own objects; the choice is made once, at the
 //! start, per app (python/celeriac/ladder.py), and `celeriac -A proj doctor` shows it with its reason. Tasks run
 //! through Celery's tracer, looked up by attribute, so that integrations that replace it work.
+//!
+//! # What follows a task
+//!
+//! Celery's tracer calls `apply_async` of the next step. Where the ladder allows, a lane has put a step of ours in its
+//! place (python/celeriac/continuations.py): the same mapping, so that user code sees no difference and whatever is
+//! made of it is Celery's again. It hands arguments and options to the child's end of the pipe, where
+//! [`protocol::signature`] puts them into Celery's own message of an empty call (a target: route, headers, version, all
+//! caught from Celery once per task and child); what JSON cannot say as Celery says it goes back to Celery. The
+//! supervisor publishes, and holds the result back until the broker has it.
+//!
+//! A member of a chord on Redis is counted by one script (src/backend/redis/chord.lua) after its result is written; the
+//! child waits for the answer and runs Celery's own code for what then follows.
 //!
 //! # Decisions that cost something
 //!

@@ -3,6 +3,7 @@
 from typing import Any
 
 __version__: str
+CHORD_SCRIPT: str
 
 class ChildPipe:
     """A child's end of the frames."""
@@ -37,6 +38,31 @@ class ChildPipe:
         *,
         wait: bool,
     ) -> str | None: ...
+    def go_on(
+        self,
+        job: int,
+        target: Target,
+        task_id: str,
+        reply_to: str,
+        args: str,
+        kwargs: str,
+        options: str,
+        *,
+        as_tuple: bool,
+        hold: bool,
+        wait: bool,
+    ) -> str | None: ...
+    def count(
+        self, job: int, keys: list[bytes], arguments: list[bytes]
+    ) -> tuple[int, int | None, int | None, bool]: ...
+
+class Target:
+    """Where the messages of a task go and what they are like."""
+
+    def __new__(cls, json: str) -> Target: ...
+    def message(
+        self, task_id: str, reply_to: str, args: str, kwargs: str, options: str, *, as_tuple: bool
+    ) -> tuple[str, str, str]: ...
 
 class Desk:
     """What the app's own `Request` and `Strategy` objects ask of the worker; see `celeriac.hosting`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import faulthandler
 import json
+import logging
 import os
 import pickle
 import signal
@@ -32,7 +33,7 @@ from kombu.exceptions import ContentDisallowed
 from kombu.utils import json as kombu_json
 from kombu.utils.encoding import safe_repr, safe_str
 
-from celeriac import backends, protocol1
+from celeriac import backends, continuations, protocol1
 from celeriac._core import ChildPipe
 from celeriac.properties import repeat_headers
 
@@ -165,6 +166,9 @@ class Lane:
         self.pipe = pipe
         self.writer = writer
         self.tasks = plan.app.tasks
+        #: What runs in this lane, for those who speak to the supervisor on its behalf.
+        self.current = writer.job if writer else backends.Job()
+        self.continuations = _continuations(plan, pipe, writer, self.current)
         self.accept = serialization.prepare_accept_content(plan.app.conf.accept_content)
         # Unless somebody has put something of theirs around it, JSON without kombu's notation for other types
         # (most of it) is decoded without kombu's hook on every object.
@@ -218,10 +222,11 @@ class Lane:
         except KeyError:
             pipe.malformed(number, f"task {name!r} is not registered in the child")
             return None
+        current = self.current
+        current.number, current.task, current.uuid = number, task, uuid
+        if self.continuations and (embed.get("chain") or embed.get("callbacks") or embed.get("chord")):
+            self.continuations.prepare(embed)
         request.update({"args": args, "kwargs": kwargs, "hostname": self.plan.hostname, "is_eager": False}, **embed)
-        if self.writer:
-            current = self.writer.job
-            current.number, current.task, current.uuid = number, task, uuid
         try:
             # From the acceptance on: that is when the soft limit begins to run.
             _interruptible = True
@@ -233,8 +238,7 @@ class Lane:
             _interruptible = False
             return self.escaped(number, task, request, exc)
         finally:
-            if self.writer:
-                self.writer.job.number = 0
+            current.number = 0
         if info is None and not isinstance(retval, ExceptionInfo):
             pipe.succeeded(number, str(retstr), runtime or 0.0)
             return None
@@ -379,6 +383,25 @@ def exit_of(exc: BaseException) -> tuple[int, str]:
     code = 0 if exc.code is None else exc.code
     code = code if isinstance(code, int) else EX_FAILURE
     return code, human_status(code)
+
+
+def _continuations(
+    plan: Plan, pipe: ChildPipe, writer: backends.Writer | None, job: backends.Job
+) -> continuations.Continuations | None:
+    """Asked again, because integrations may have put something of theirs around Celery in this process."""
+    if not plan.native_continuations:
+        return None
+    rung = continuations.decide(plan.app, broker_native=True, results_native=plan.native_results)
+    if rung.native:
+        if writer:
+            writer.counts = True
+        return continuations.Continuations(plan.app, pipe, writer, job)
+    logger.log(
+        logging.WARNING if continuations.forced() else logging.DEBUG,
+        "What follows a task is sent by Celery: %s",
+        ", ".join(rung.reasons),
+    )
+    return None
 
 
 def _is_plain(text: bytes) -> bool:

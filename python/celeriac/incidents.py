@@ -14,6 +14,7 @@ from celery.backends.redis import RedisBackend
 from celery.exceptions import NotRegistered, Reject, Retry, TimeLimitExceeded, WorkerLostError
 from celery.utils.saferepr import saferepr
 from celery.worker.request import Request
+from kombu.exceptions import OperationalError
 from kombu.message import Message
 from kombu.serialization import prepare_accept_content
 from kombu.utils import json as kombu_json
@@ -225,6 +226,13 @@ class Incidents:
         request = self._request(envelope, body, pid)
         exc = Reject(kombu_json.loads(exception), requeue=False)
         self._fail(request, exc, einfo_of(exc))
+
+    def _unsent(self, envelope: dict[str, Any], body: bytes, pid: int | None, reason: str) -> None:
+        request = self._request(envelope, body, pid)
+        exc = OperationalError(reason)
+        einfo = einfo_of(exc)
+        self._fail(request, exc, einfo)
+        self._handler_error(exc, einfo)
 
     def _cancelled(self, envelope: dict[str, Any], body: bytes, pid: int | None) -> None:
         request = self._request(envelope, body, pid)

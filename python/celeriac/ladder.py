@@ -17,6 +17,7 @@ from celery import bootsteps, signals
 from celery.exceptions import ImproperlyConfigured
 
 from celeriac import _core, backends
+from celeriac import continuations as going_on
 from celeriac.delayed import refusal
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def concerns(worker: Worker) -> list[Decision]:
         _content(app),
         _execution(app),
         backend(app),
-        _continuations(app),
+        continuations(app),
         Decision("schedule", "python", ["beat is Celery's: run `celeriac beat` beside the worker"]),
         _logging(),
     ]
@@ -137,17 +138,12 @@ def _execution(app: Celery) -> Decision:
     return Decision("execution", "python", reasons)
 
 
-def _continuations(app: Celery) -> Decision:
-    reasons = ["callbacks, chains and chords are sent by Celery in the child"]
-    for name in ("before_task_publish", "after_task_publish"):
-        reasons += [f"{name} has a receiver: {receiver}" for receiver in receivers(getattr(signals, name))]
-    routes = app.conf.task_routes or ()
-    for route in routes if isinstance(routes, (list, tuple)) else [routes]:
-        if callable(route):
-            reasons.append(f"task_routes has a function: {name_of(route)}")
-    if "send_task" in vars(type(app)) and type(app).__module__ != "celery.app.base":
-        reasons.append(f"{name_of(type(app))} overrides send_task")
-    return Decision("continuations", "python", reasons)
+def continuations(app: Celery) -> Decision:
+    """Native where the supervisor can publish what follows a task exactly as Celery would."""
+    native, reasons = going_on.decide(
+        app, broker_native=broker(app).rung == "native", results_native=backend(app).rung == "native"
+    )
+    return Decision("continuations", "native" if native else "python", reasons)
 
 
 def _logging() -> Decision:
@@ -162,7 +158,7 @@ def _logging() -> Decision:
 def tasks(worker: Worker) -> list[Decision]:
     """Every task of the app but Celery's own, with what it has of its own."""
     return [
-        Decision(name, "python", _peculiarities(task))
+        Decision(name, "python", [*_peculiarities(task), *_sent_by_celery(task)])
         for name, task in sorted(worker.app.tasks.items())
         if not name.startswith("celery.")
     ]
@@ -211,6 +207,10 @@ def hosting(task: Task) -> Hosting:
     return "native" if name_of(task.Request) == DEFAULT_REQUEST else "request"
 
 
+def _sent_by_celery(task: Task) -> list[str]:
+    return [f"Celery sends it where it follows a task: {reason}" for reason in going_on.of_task(task)]
+
+
 def receivers(signal: Any) -> list[str]:
     """Names of the live receivers of a signal."""
     return [name_of(receiver) for receiver in signal._live_receivers(None)] if signal.receivers else []
@@ -236,7 +236,12 @@ def refused_pool_setting(app: Celery) -> list[str]:
 
 def refused_app(worker: Worker) -> list[str]:
     """What the app has that celeriac cannot host, each with what to do."""
-    return [*_refused_settings(worker), *_refused_tasks(worker), *_refused_steps(worker)]
+    return [
+        *_refused_settings(worker),
+        *_refused_tasks(worker),
+        *_refused_steps(worker),
+        *_refused_continuations(worker),
+    ]
 
 
 def pool_kind(pool_class: Any) -> str | None:
@@ -260,6 +265,17 @@ def _refused_settings(worker: Worker) -> Iterator[str]:
             + RUN_CELERY
             + "."
         )
+
+
+def _refused_continuations(worker: Worker) -> Iterator[str]:
+    wanted = going_on.forced()
+    if wanted not in (None, "native", "python"):
+        yield f"{going_on.SWITCH}={wanted}: it is `native` or `python`."
+    if wanted == "native":
+        decision = continuations(worker.app)
+        if decision.rung != "native":
+            reasons = ", ".join(decision.reasons)
+            yield f"{going_on.SWITCH}=native, and this app needs Celery's own code ({reasons}): unset it."
 
 
 def _refused_tasks(worker: Worker) -> Iterator[str]:

@@ -101,6 +101,7 @@ impl MemoryBroker {
             exchange_type: None,
             routing_key: queue.to_owned(),
             message,
+            declare: None,
         });
     }
 
@@ -204,6 +205,9 @@ impl Hub {
 
     fn publish(&self, publication: &Publication) {
         self.change(|state| {
+            if let Some(queue) = &publication.declare {
+                state.declare(queue);
+            }
             for queue in state.route(&publication.exchange, &publication.routing_key) {
                 let info = DeliveryInfo {
                     exchange: publication.exchange.clone(),

@@ -200,6 +200,8 @@ pub struct Publication {
     /// What to publish. `delivery_mode`, `priority`, `expiration`, `reply_to` and `correlation_id` are read
     /// from the properties.
     pub message: Message,
+    /// The queue that it is for, where nobody may have declared it yet: declared first, once a connection.
+    pub declare: Option<Arc<Queue>>,
 }
 
 /// A message with the handle that settles it, once.

@@ -158,6 +158,7 @@ fn finish(request: &Request, answer: Answer, panel: &mut dyn Panel) -> Handled {
             properties: Json::of(&json!({"delivery_mode": 1, "priority": 0})),
             body: Bytes::from(body),
         },
+        declare: None,
     }))
 }
 

@@ -216,6 +216,10 @@ fn account(incident: &Incident) -> Account {
             format!("Task rejected: {exception}"),
             failure(Exception::new("celery.exceptions", "Reject", exception.as_str())),
         ),
+        Incident::Unsent { reason } => error(
+            format!("Task handler raised error: {reason}"),
+            failure(Exception::new("kombu.exceptions", "OperationalError", reason.as_str())),
+        ),
         Incident::Cancelled => {
             let arguments = vec!["Retry(Retry(...), None, None)".into(), Value::Null, Value::Null];
             let retry = Exception { kind: "Retry".into(), module: "celery.exceptions".into(), arguments };

@@ -16,7 +16,8 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::backend::Record;
+use crate::backend::{Counted, Part, Record};
+use crate::broker::Publication;
 use crate::protocol::{DeliveryInfo, Json};
 
 /// Names a job within one worker; never reused.
@@ -165,6 +166,25 @@ pub enum Event {
         /// What to answer with.
         confirm: Option<StoreId>,
     },
+    /// A member of a chord is to be counted, after the job's result is written. The child waits: [`Pool::counted`]
+    /// answers it.
+    Part {
+        /// The job that is the member.
+        job: JobId,
+        /// What to count.
+        part: Part,
+        /// What to answer with; none when the child is gone.
+        confirm: Option<StoreId>,
+    },
+    /// What continues a job is to be published, before its result is stored and its message settled.
+    Publish {
+        /// The job that is continued, 0 outside a job.
+        job: JobId,
+        /// The message and where it goes.
+        publication: Box<Publication>,
+        /// When it is there the child waits for the broker's word: [`Pool::stored`] gives it.
+        confirm: Option<StoreId>,
+    },
     /// A job ended; its slot is idle again unless the child is being replaced.
     Ended {
         /// Which job.
@@ -233,6 +253,11 @@ pub trait Pool: Send {
 
     /// Answers a child that waits for a store: `None` when it is written, else the error to raise there.
     fn stored(&mut self, store: StoreId, error: Option<String>);
+
+    /// Answers a child that waits for a member of a chord to be counted.
+    fn counted(&mut self, store: StoreId, counted: Counted) {
+        let _ = (store, counted);
+    }
 
     /// Adds slots.
     fn grow(&mut self, by: usize);

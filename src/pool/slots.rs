@@ -222,6 +222,16 @@ impl Slots {
                     .map(|serial| StoreId { slot: first, serial });
                 events.push(Event::Store { job, record, confirm });
             }
+            FromChild::Part { job, serial, part } => {
+                let confirm = self.child(index, number).map(|_| StoreId { slot: first, serial });
+                events.push(Event::Part { job, part, confirm });
+            }
+            FromChild::Publish { job, confirm, publication } => {
+                let confirm = confirm
+                    .filter(|_| self.child(index, number).is_some())
+                    .map(|serial| StoreId { slot: first, serial });
+                events.push(Event::Publish { job, publication, confirm });
+            }
             FromChild::Ended { job, outcome, memory } => {
                 if self.child(index, number).is_some() {
                     self.ended(index, job, outcome, memory, events);

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::Exit;
 use super::asking::Asked;
+use super::continuations::Continuations;
 use super::dispatch::{Refusal, Rules, Verdict, dispatch};
 use super::hooks::{Hooks, Incident, LogRecord, Notice, Report, Unstarted};
 use super::hosting::Desk;
@@ -119,6 +120,7 @@ pub(super) struct Consumer {
     /// Results that the backend does not have yet.
     pub(super) unwritten: usize,
     pub(super) reports: JoinSet<Reported>,
+    pub(super) continuing: Continuations,
     pub(super) asking: JoinSet<Asked>,
     pub(super) receiving: FuturesOrdered<BoxFuture<'static, Received>>,
     /// Messages that the app's own objects decide about.
@@ -171,6 +173,7 @@ impl Consumer {
             storing: Vec::new(),
             unwritten: 0,
             reports: JoinSet::new(),
+            continuing: Continuations::new(),
             asking: JoinSet::new(),
             receiving: FuturesOrdered::new(),
             desk,
@@ -202,6 +205,7 @@ impl Consumer {
                 event = self.link.next() => self.on_link(event),
                 event = inbox.pool.recv() => self.on_pool_events(event, &mut inbox.pool),
                 Some(written) = inbox.written.recv() => self.on_written(written),
+                Some(told) = self.continuing.next() => self.on_continued(told),
                 Some(reported) = self.reports.join_next() => self.on_reported(reported),
                 Some(received) = self.receiving.next() => self.on_received(received),
                 Some(order) = self.desk.orders.recv() => self.on_order(order),
@@ -607,6 +611,8 @@ impl Consumer {
                         acknowledged: false,
                         killed: None,
                         writes: 0,
+                        publishes: 0,
+                        held: Vec::new(),
                         reporting: false,
                         ended: None,
                         over: false,

@@ -115,6 +115,11 @@ pub enum Incident {
         /// Its traceback.
         traceback: String,
     },
+    /// The broker refused what follows the task: FAILURE OperationalError, errbacks, `task_failure`.
+    Unsent {
+        /// What the broker said.
+        reason: String,
+    },
     /// Cancelled at a cold stop after it was acknowledged: RETRY, `task_retry`.
     Cancelled,
     /// An `eta` that parses and lies outside of all time: FAILURE.

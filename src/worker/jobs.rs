@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::acks::Kill;
 use super::hooks::{Incident, Report};
 use super::request::Request;
+use super::results::Write;
 use super::schedule::Due;
 use crate::broker::Settlement;
 use crate::pool::JobId;
@@ -26,6 +27,10 @@ pub(super) struct Running {
     pub killed: Option<Kill>,
     /// Results that are not written yet.
     pub writes: u32,
+    /// Continuations that the broker does not have yet.
+    pub publishes: u32,
+    /// Results that wait for the continuations; counted in `writes`.
+    pub held: Vec<Write>,
     /// The parent is reporting its end.
     pub reporting: bool,
     /// How it ended: what to tell the broker when results are written and the report is done.

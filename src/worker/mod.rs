@@ -5,6 +5,7 @@
 pub mod acks;
 mod asking;
 mod consumer;
+mod continuations;
 pub mod dispatch;
 pub mod hooks;
 pub mod hosting;

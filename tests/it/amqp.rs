@@ -204,6 +204,7 @@ fn to(exchange: &str, key: &str) -> Publication {
         exchange_type: None,
         routing_key: key.to_owned(),
         message: message("one"),
+        declare: None,
     }
 }
 
@@ -492,6 +493,7 @@ print(app.control.inspect(timeout=40, limit=1).ping(), flush=True)
             properties: Json::of(&json!({"delivery_mode": 1})),
             body: bytes::Bytes::from_static(br#"{"celery@tests": {"ok": "pong"}}"#),
         },
+        declare: None,
     };
     client.publish(reply).await.unwrap();
     assert_eq!(inspect.said().trim(), "{'celery@tests': {'ok': 'pong'}}");

@@ -5,8 +5,8 @@ import json
 from support.command import python, run
 
 
-def examine(app, *words, cwd):
-    done = run("celeriac", "-A", app, "doctor", "--json", *words, cwd=cwd)
+def examine(app, *words, cwd, **env):
+    done = run("celeriac", "-A", app, "doctor", "--json", *words, cwd=cwd, **env)
     return json.loads(done.stdout), done
 
 
@@ -138,3 +138,25 @@ def test_the_reference_of_options_is_the_one_of_the_parser():
 
     made = python("from celeriac import _core\nprint(_core.options_reference(), end='')")
     assert (Path(__file__).resolve().parents[2] / "docs" / "options.md").read_text() == made
+
+
+def test_continuations_are_native_or_say_why_not_and_can_be_forced(tmp_path):
+    (tmp_path / "plain.py").write_text(
+        "from celery import Celery\napp = Celery('plain', broker='redis://h', backend='redis://h')\n"
+        "@app.task(serializer='pickle')\ndef pickled():\n    pass\n"
+    )
+    switch = "CELERIAC_CONTINUATIONS"
+    report, _ = examine("plain", cwd=tmp_path)
+    assert by_name(report["concerns"])["continuations"]["rung"] == "native"
+    assert by_name(report["tasks"])["plain.pickled"]["reasons"] == [
+        "Celery sends it where it follows a task: serializer is 'pickle'"
+    ]
+    report, _ = examine("plain", cwd=tmp_path, **{switch: "python"})
+    assert by_name(report["concerns"])["continuations"]["reasons"] == [f"{switch}=python"]
+    report, done = examine("plain", cwd=tmp_path, **{switch: "native"})
+    assert (report["refused"], done.returncode) == ([], 0)
+    report, done = examine("ladder_zoo", cwd=tmp_path, **{switch: "native"})
+    assert done.returncode == 2
+    assert f"{switch}=native" in report["refused"][0]
+    assert "before_task_publish" in report["refused"][0]
+    assert f"{switch}=rust" in examine("plain", cwd=tmp_path, **{switch: "rust"})[0]["refused"][0]

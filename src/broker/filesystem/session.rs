@@ -214,7 +214,10 @@ impl Consumer {
             // Folders remember nothing, and say so.
             Command::Remember(_) => {}
             Command::Publish(publication, answer) => {
-                let result = self.publish(&publication).map_err(|error| self.worker.error(&error));
+                let declared = publication.declare.as_deref().map_or(Ok(()), |queue| self.declare(queue));
+                let result = declared
+                    .and_then(|()| self.publish(&publication))
+                    .map_err(|error| self.worker.error(&error));
                 // Nobody may be left to hear it.
                 let _ = answer.send(result);
             }

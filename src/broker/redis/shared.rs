@@ -27,6 +27,7 @@ pub(crate) struct Shared {
     fleeting: Mutex<HashSet<Tag>>,
     unconfirmed: Mutex<Vec<String>>,
     unremembered: Mutex<Vec<Remembrance>>,
+    declared: Mutex<HashSet<String>>,
 }
 
 #[derive(Default)]
@@ -51,6 +52,7 @@ impl Shared {
             fleeting: Mutex::default(),
             unconfirmed: Mutex::default(),
             unremembered: Mutex::default(),
+            declared: Mutex::default(),
         }
     }
 
@@ -61,6 +63,7 @@ impl Shared {
         sessions.last += 1;
         let session = sessions.last;
         sessions.open.push(session);
+        lock(&self.declared).clear();
         (session, before)
     }
 
@@ -93,6 +96,11 @@ impl Shared {
     /// What a lost session was told to remember, or may not have had time for.
     pub(crate) fn unremembered(&self) -> MutexGuard<'_, Vec<Remembrance>> {
         lock(&self.unremembered)
+    }
+
+    /// Queues that were declared in this session for what is published to them.
+    pub(crate) fn declared(&self) -> MutexGuard<'_, HashSet<String>> {
+        lock(&self.declared)
     }
 
     /// The first of `count` fresh tags.

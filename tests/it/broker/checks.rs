@@ -425,6 +425,7 @@ async fn route<H: Harness>(
             exchange_type: Some(kind.to_owned()),
             routing_key: (*key).to_owned(),
             message: message(&format!("{number} {key}")),
+            declare: None,
         };
         client.publish(publication).await.unwrap();
     }
@@ -493,6 +494,7 @@ pub(crate) async fn a_message_published_to_a_fanout_exchange_reaches_all_its_que
         exchange_type: Some("fanout".to_owned()),
         routing_key: String::new(),
         message: message("news"),
+        declare: None,
     };
     client.publish(publication).await.unwrap();
     let deliveries = client.take(2).await;
@@ -589,6 +591,7 @@ pub(crate) async fn a_control_message_reaches_every_session<H: Harness>(harness:
         exchange_type: Some("fanout".to_owned()),
         routing_key: String::new(),
         message: ping.clone(),
+        declare: None,
     };
     one.publish(publication).await.unwrap();
     assert_eq!(one.control().await.body, ping.body);

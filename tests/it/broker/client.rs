@@ -178,6 +178,7 @@ impl Client {
             exchange_type: None,
             routing_key: queue.to_owned(),
             message,
+            declare: None,
         };
         self.publish(publication).await.unwrap();
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use celeriac::backend::Record;
+use celeriac::broker::Publication;
 use celeriac::pool::{Event, Interrupt, Job, JobId, Outcome, Pool, Running, SlotId, StoreId};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -137,6 +138,11 @@ impl Driver {
     /// The child stores a result.
     pub(crate) async fn store(&self, job: &Job, record: Record, confirm: Option<StoreId>) {
         self.tell(Event::Store { job: job.id, record, confirm }).await;
+    }
+
+    /// The child hands over what follows its job.
+    pub(crate) async fn publish(&self, job: &Job, publication: Publication) {
+        self.tell(Event::Publish { job: job.id, publication: Box::new(publication), confirm: None }).await;
     }
 
     /// The job ends and its slot is idle again.
