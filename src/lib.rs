@@ -79,6 +79,9 @@
 //! - **Revokes that outlive the fleet.** On Redis what is revoked is also in a sorted set, read once a session and kept in
 //!   memory, so that no task ever asks. The state file is Celery's own class on the main thread: ids are mirrored to
 //!   `celery.worker.state` as they come, and pickles stay in Python.
+//! - **What must agree with Celery's producers is declared by Celery.** The delay queues of native delayed delivery are
+//!   shared with every Celery of the installed version, so that its own boot step declares them, once a connect.
+//! - **A queue is ours once the broker agrees.** One that is refused at run time would have every later connection refused.
 //! - **Failures of the parent in Python.** A lost child, a hard limit, a revoked or unknown task are reported through
 //!   Celery's own `Request` and backend on the main thread: rare, and right for every backend.
 //!

@@ -34,6 +34,7 @@ from kombu.utils.encoding import safe_repr, safe_str
 
 from celeriac import backends, protocol1
 from celeriac._core import ChildPipe
+from celeriac.properties import repeat_headers
 
 if TYPE_CHECKING:
     from celeriac.zygote import Plan
@@ -297,8 +298,7 @@ class Lane:
         _, _, _, headers, properties, exchange, routing_key, redelivered, *_ = job
         request: dict[str, Any] = _loads(headers)
         props: dict[str, Any] = _loads(properties)
-        if self.plan.amqp:
-            props["application_headers"] = dict(request)
+        repeat_headers(props, request)
         request["properties"] = props
         request["reply_to"] = props.get("reply_to")
         request["correlation_id"] = props.get("correlation_id")

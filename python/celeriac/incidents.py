@@ -18,6 +18,8 @@ from kombu.message import Message
 from kombu.serialization import prepare_accept_content
 from kombu.utils import json as kombu_json
 
+from celeriac.properties import repeat_headers
+
 if TYPE_CHECKING:
     from celeriac.worker import Worker
 
@@ -31,14 +33,16 @@ class Settled(Message):  # type: ignore[misc]
     """A kombu message whose settling is Rust's business."""
 
     def __init__(self, envelope: dict[str, Any], body: bytes, accept: set[str]) -> None:
+        headers, properties = envelope["headers"] or {}, envelope["properties"] or {}
+        repeat_headers(properties, headers)
         super().__init__(
             body=body,
             delivery_tag=None,
             content_type=envelope["content_type"],
             content_encoding=envelope["content_encoding"],
             delivery_info=envelope["delivery_info"],
-            headers=envelope["headers"] or {},
-            properties=envelope["properties"] or {},
+            headers=headers,
+            properties=properties,
             accept=accept,
             channel=None,
         )

@@ -17,6 +17,7 @@ from celery import bootsteps, signals
 from celery.exceptions import ImproperlyConfigured
 
 from celeriac import _core, backends
+from celeriac.delayed import refusal
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -295,7 +296,8 @@ def _refused_steps(worker: Worker) -> Iterator[str]:
 
 def refused_queues(worker: Worker) -> list[str]:
     """Queues that cannot be consumed. Asked last: `celeryd_after_setup` may still change them."""
-    return [
+    delayed = refusal(worker.app)
+    return ([delayed] if delayed else []) + [
         f"queue {queue.name} has on_declared, which celeriac does not call: remove it, or {RUN_CELERY}."
         for queue in worker.app.amqp.queues.consume_from.values()
         if queue.on_declared is not None

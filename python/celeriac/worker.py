@@ -25,6 +25,7 @@ from celery.worker import components
 from celery.worker.consumer import Consumer
 
 from celeriac import config, hosting, ladder, zygote
+from celeriac.delayed import DelayedDelivery
 from celeriac.statefile import StateFile
 
 #: Exit status of a worker whose app asks for what celeriac cannot do; as for other usage errors.
@@ -114,6 +115,7 @@ class ConsumerStandIn(hosting.Limits):
         self.blueprint = ConsumerBlueprint(steps=worker.app.steps["consumer"])
         self._worker = worker
         self._was_ready = False
+        self._delayed_delivery = DelayedDelivery(self)
 
     def apply_steps(self, **options: Any) -> None:
         """Makes the app's own consumer steps."""
@@ -123,6 +125,7 @@ class ConsumerStandIn(hosting.Limits):
         """The core has a broker connection. Steps get a connection of kombu's, made when it is used."""
         if self.connection is None:
             self.connection = self.app.connection_for_read()
+        self._delayed_delivery.connected()
 
     def ready(self) -> None:
         """The core consumes: the first time the app's steps are started and `worker_ready` is sent."""

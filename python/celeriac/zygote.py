@@ -66,8 +66,6 @@ class Plan:
     watch_memory: bool = False
     #: Whether results go through the supervisor (`celeriac.backends.decide`).
     native_results: bool = False
-    #: Whether properties of a message contain its headers, as with py-amqp.
-    amqp: bool = False
 
     @classmethod
     def of(cls, app: Any, hostname: str, config: dict[str, Any]) -> Plan:
@@ -81,7 +79,6 @@ class Plan:
             lanes=pool["concurrency"] if kind == "threads" else 1,
             watch_memory=pool["max_memory_per_child"] is not None,
             native_results=config["backend"]["native"],
-            amqp=app.connection_for_read().transport.driver_type == "amqp",
         )
 
 

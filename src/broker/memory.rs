@@ -372,11 +372,13 @@ impl Consumer {
             }),
             Command::Unpark(tags) => self.unparked.extend(tags),
             Command::Prefetch(count) => self.prefetch = count as usize,
-            Command::Consume(queue) => {
+            Command::Consume(queue, answer) => {
                 hub.change(|state| state.declare(&queue));
                 if !self.queues.contains(&queue.name) {
                     self.queues.push_back(queue.name);
                 }
+                // Nobody may be left to hear it.
+                let _ = answer.send(Ok(()));
             }
             Command::Cancel(name) => self.queues.retain(|queue| *queue != name),
             Command::Pause => self.paused = true,

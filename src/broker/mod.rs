@@ -90,6 +90,13 @@ pub struct Control {
     pub queue_exclusive: bool,
     /// Whether the queue survives a restart of the broker.
     pub queue_durable: bool,
+    /// `task_serializer`, in which replies are written. Only JSON is written here.
+    #[serde(default = "json")]
+    pub serializer: String,
+}
+
+fn json() -> String {
+    "json".to_owned()
 }
 
 /// One live connection. Dropping it ends its tasks at once.
@@ -141,8 +148,9 @@ pub enum Command {
     Unpark(Vec<Tag>),
     /// Changes how many deliveries may be unsettled.
     Prefetch(u32),
-    /// Consumes one more queue, declaring it first.
-    Consume(Box<Queue>),
+    /// Consumes one more queue, declaring it first; the answer comes when the broker has agreed or refused. A
+    /// refusal leaves the session as it was.
+    Consume(Box<Queue>, oneshot::Sender<Result<(), BrokerError>>),
     /// Stops consuming a queue.
     Cancel(String),
     /// Stops fetching from all queues at once; settling, publishing and control go on.

@@ -21,9 +21,6 @@ pub struct Config {
     pub broker: BrokerConfig,
     /// Queues to consume, in order.
     pub queues: Vec<Queue>,
-    /// `task_create_missing_queues`: whether `add_consumer` may name a new queue.
-    #[serde(default)]
-    pub create_missing_queues: bool,
     /// Result backend.
     pub backend: BackendConfig,
     /// Pool.

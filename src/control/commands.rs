@@ -101,7 +101,13 @@ pub fn find(method: &str) -> Option<&'static Command> {
 
 /// Carries out a request.
 pub fn run(request: &Request, panel: &mut dyn Panel) -> Answer {
-    let Some(command) = find(&request.method) else { return Answer::Ask };
+    let Some(command) = find(&request.method) else {
+        // What the worker itself asks of the app is nobody else's business.
+        if request.method.starts_with("celeriac.") {
+            return Answer::Raised(format!("KeyError({})", repr::repr(&request.method)));
+        }
+        return Answer::Ask;
+    };
     match check(command, &request.arguments) {
         Ok(()) => (command.run)(&request.arguments, panel),
         Err(refused) => Answer::Raised(refused),
@@ -547,7 +553,7 @@ fn time_limit(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
 
 // --- control: worker ----------------------------------------------------------------------------------
 
-fn add_consumer(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+fn add_consumer(arguments: &Map<String, Value>, _: &mut dyn Panel) -> Answer {
     let Some(name) = text(arguments, "queue").filter(|name| !name.is_empty()) else {
         return Answer::Raised("TypeError('queue must be a name')".to_owned());
     };
@@ -564,9 +570,12 @@ fn add_consumer(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer
             binding.routing_key = key.to_owned();
         }
     }
-    let answer = ok(format!("add consumer {name}"));
-    panel.add_consumer(queue);
-    answer
+    Answer::Consume(Box::new(queue))
+}
+
+/// The reply once the queue is consumed.
+pub(super) fn consumes(arguments: &Map<String, Value>) -> Answer {
+    ok(format!("add consumer {}", text(arguments, "queue").unwrap_or_default()))
 }
 
 fn cancel_consumer(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {

@@ -84,10 +84,7 @@ pub trait Panel {
     /// Sets a task's limits in seconds. `false`: no such task.
     fn time_limit(&mut self, task: &str, soft: Option<f64>, hard: Option<f64>) -> bool;
 
-    /// Consumes a queue: the one that the app declares under this name, else `queue` as it is here.
-    fn add_consumer(&mut self, queue: Queue);
-
-    /// Stops consuming a queue.
+    /// Stops consuming a queue, named or called so.
     fn cancel_consumer(&mut self, queue: &str);
 
     /// Adds slots, and prefetch for them.

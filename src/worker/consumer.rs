@@ -14,12 +14,12 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Exit;
+use super::asking::Asked;
 use super::dispatch::{Refusal, Rules, Verdict, dispatch};
 use super::hooks::{Hooks, Incident, LogRecord, Notice, Report, Unstarted};
 use super::hosting::Desk;
 use super::jobs::{Jobs, Running};
 use super::link::{Link, LinkEvent};
-use super::panel::Asked;
 use super::request::Request;
 use super::results::{Write, Written};
 use super::revoked::{Bounds, Revoked, RevokedTasks};
@@ -206,7 +206,7 @@ impl Consumer {
                 Some(received) = self.receiving.next() => self.on_received(received),
                 Some(order) = self.desk.orders.recv() => self.on_order(order),
                 Some(done) = self.desk.asking.join_next() => self.on_done(done),
-                Some(answer) = self.asking.join_next() => self.on_answer(answer),
+                Some(asked) = self.asking.join_next() => self.on_asked(asked),
                 Some(cause) = inbox.causes.recv() => self.on_cause(cause),
                 () = tokio::time::sleep_until(until) => self.on_due(),
             }

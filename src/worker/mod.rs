@@ -3,6 +3,7 @@
 //! The start order is [`run`], read from top to bottom; the loop is in `consumer`.
 
 pub mod acks;
+mod asking;
 mod consumer;
 pub mod dispatch;
 pub mod hooks;

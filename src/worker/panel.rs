@@ -3,77 +3,21 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use serde_json::Value;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::consumer::{Consumer, Received, Shown, Waiting};
+use super::consumer::{Consumer, Shown, Waiting};
 use super::hooks::{Notice, Unstarted};
 use super::revoked::RevokedTasks;
 use super::shutdown::Cause;
 use crate::broker::topology::Queue;
-use crate::broker::{Command, Publication, Remembrance};
+use crate::broker::{Command, Remembrance};
 use crate::clock;
 use crate::cluster::clock::LamportClock;
 use crate::config::TaskPolicy;
-use crate::control::{self, Handled, Panel, PoolStats, Stage, Stats, TaskRequest, broker_stats};
+use crate::control::{Panel, PoolStats, Stage, Stats, TaskRequest, broker_stats};
 use crate::pool::JobId;
-use crate::protocol::Message;
-
-/// What the app was asked.
-pub(super) enum Asked {
-    /// A command; this is its answer.
-    Command(control::Request, Option<Value>),
-    /// To store revoked tasks; done, and this is the reply that waited.
-    Stored(Option<Box<Publication>>),
-}
 
 impl Consumer {
-    /// A command sees every task that came before it, so it waits with those that the app is being told of.
-    pub(super) fn on_control(&mut self, message: Message) {
-        if self.receiving.is_empty() {
-            self.obey(&message);
-        } else {
-            self.receiving.push_back(Box::pin(std::future::ready(Received::Command(message))));
-        }
-    }
-
-    pub(super) fn obey(&mut self, message: &Message) {
-        let handled = control::handle(message, self);
-        let hooks = self.hooks.clone();
-        if !self.storing.is_empty() {
-            let tasks = std::mem::take(&mut self.storing);
-            let reply = if let Handled::Reply(publication) = handled { Some(publication) } else { None };
-            self.asking.spawn(async move {
-                hooks.store_revoked(tasks).await;
-                Asked::Stored(reply)
-            });
-            return;
-        }
-        match handled {
-            Handled::Done => {}
-            Handled::Reply(publication) => self.publish(publication),
-            Handled::Ask(request) => {
-                let arguments = Value::Object(request.arguments.clone());
-                self.asking.spawn(async move {
-                    let answer = hooks.control(&request.method, arguments).await;
-                    Asked::Command(request, answer)
-                });
-            }
-        }
-    }
-
-    pub(super) fn on_answer(&mut self, asked: Result<Asked, tokio::task::JoinError>) {
-        let publication = match asked {
-            Ok(Asked::Command(request, answer)) => control::answered(&request, answer, self),
-            Ok(Asked::Stored(publication)) => publication,
-            Err(_) => None,
-        };
-        if let Some(publication) = publication {
-            self.publish(publication);
-        }
-    }
-
     /// What workers before this one were told to revoke.
     pub(super) fn recall(&mut self, ids: Vec<String>) {
         let now = Instant::now();
@@ -91,12 +35,6 @@ impl Consumer {
             let most = self.revoked.bounds().most;
             self.link.send(Command::Remember(Remembrance { entries, most }));
         }
-    }
-
-    fn publish(&mut self, publication: Box<Publication>) {
-        // Nobody waits for a reply to arrive: who asked may be gone.
-        let (done, _) = oneshot::channel();
-        self.link.send(Command::Publish(publication, done));
     }
 
     fn change_policy(&mut self, task: &str, change: impl FnOnce(&mut TaskPolicy)) -> bool {
@@ -292,14 +230,8 @@ impl Panel for Consumer {
         })
     }
 
-    fn add_consumer(&mut self, queue: Queue) {
-        if self.link.queues().iter().all(|known| known.name != queue.name) {
-            self.link.send(Command::Consume(Box::new(queue)));
-        }
-    }
-
     fn cancel_consumer(&mut self, queue: &str) {
-        self.link.send(Command::Cancel(queue.to_owned()));
+        self.cancel_queue(queue);
     }
 
     fn grow(&mut self, by: usize) -> Result<(), String> {

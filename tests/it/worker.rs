@@ -180,7 +180,6 @@ pub(crate) fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
             login_method: None,
         },
         queues: vec![Queue::named(QUEUE)],
-        create_missing_queues: true,
         backend: BackendConfig::default(),
         pool: PoolConfig {
             kind: "scripted".to_owned(),

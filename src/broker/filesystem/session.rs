@@ -195,13 +195,15 @@ impl Consumer {
             }
             Command::Unpark(tags) => self.unparked.extend(tags),
             Command::Prefetch(count) => self.prefetch = count as usize,
-            Command::Consume(queue) => {
+            Command::Consume(queue, answer) => {
                 if !self.queues.contains(&queue.name) {
                     self.declare(&queue)?;
                     self.queues.push_back(queue.name.clone());
                     self.waiting.insert(queue.name, BTreeSet::new());
                     self.list()?;
                 }
+                // Nobody may be left to hear it.
+                let _ = answer.send(Ok(()));
             }
             Command::Cancel(name) => {
                 self.queues.retain(|queue| *queue != name);

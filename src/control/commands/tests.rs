@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::cluster::clock::LamportClock;
 use crate::control::panel::Request as TaskRequest;
-use crate::control::{Handled, PoolStats, Stats, answered, handle};
+use crate::control::{Handled, PoolStats, Stats, answered, consumed, handle};
 use crate::protocol::{DeliveryInfo, Json, Message, TaskHeaders};
 use crate::worker::revoked::RevokedTasks;
 
@@ -102,9 +102,6 @@ impl Panel for Desk {
         self.did.push(format!("time {task} {soft:?} {hard:?}"));
         self.tasks.contains_key(task)
     }
-    fn add_consumer(&mut self, queue: Queue) {
-        self.queues.push(queue);
-    }
     fn cancel_consumer(&mut self, queue: &str) {
         self.queues.retain(|known| known.name != queue);
     }
@@ -187,6 +184,10 @@ fn reply(desk: &mut Desk, request: &Value, headers: &Value) -> Option<Value> {
         Handled::Done => None,
         Handled::Reply(publication) => Some(publication),
         Handled::Ask(request) => answered(&request, None, desk),
+        Handled::Consume(request, queue) => {
+            desk.queues.push(*queue);
+            consumed(&request, Ok(()), desk)
+        }
     }?;
     assert_eq!(publication.exchange, "reply.celery.pidbox");
     assert_eq!(publication.routing_key, request["reply_to"]["routing_key"]);

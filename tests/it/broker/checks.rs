@@ -552,7 +552,7 @@ pub(crate) async fn a_parked_message_takes_no_prefetch_and_comes_back_when_asked
 pub(crate) async fn a_queue_can_be_added_and_cancelled_while_consuming<H: Harness>(harness: H) {
     let (first, second) = (harness.queue("first"), harness.queue("second"));
     let mut client = Client::connect(&*harness.broker(), &harness.consume(&[&first], 8)).await;
-    client.tell(Command::Consume(Box::new(second.clone()))).await;
+    client.consume(second.clone()).await.expect("the broker agrees");
     client.send(&second.name, message("added")).await;
     let delivery = client.next().await;
     assert_eq!((id(&delivery.message).as_str(), &delivery.info.queue), ("added", &second.name));

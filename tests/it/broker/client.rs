@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use celeriac::broker::topology::Queue;
 use celeriac::broker::{Broker, Command, Consume, Delivery, Event, Publication, Session, Settlement, Tag};
 use celeriac::error::BrokerError;
 use celeriac::protocol::Message;
@@ -100,6 +101,13 @@ impl Client {
         while !self.forgotten.contains(&tag) {
             self.event("the broker to forget").await;
         }
+    }
+
+    /// Consumes one more queue, and hears what the broker says to that.
+    pub(crate) async fn consume(&mut self, queue: Queue) -> Result<(), BrokerError> {
+        let (answer, heard) = oneshot::channel();
+        self.tell(Command::Consume(Box::new(queue), answer)).await;
+        timeout(DEADLINE, heard).await.expect("an answer in time").expect("the session goes on")
     }
 
     /// Listens for a while: how many deliveries have come that nobody has taken yet.

@@ -97,6 +97,7 @@ fn control() -> Control {
         queue_ttl: Some(300.0),
         queue_expires: Some(10.0),
         queue_exclusive: false,
+        serializer: "json".to_owned(),
         queue_durable: false,
     }
 }

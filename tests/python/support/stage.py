@@ -30,9 +30,14 @@ class Stage:
             **conf,
         }
         # The producer is Celery itself in this process; it knows tasks by name only.
-        self.app = Celery("producer", set_as_current=False)
-        self.app.conf.update(self.conf)
+        self.app = self.producer()
         self.workers = []
+
+    def producer(self):
+        """A new one, whose connections are not made yet."""
+        app = Celery("producer", set_as_current=False)
+        app.conf.update(self.conf)
+        return app
 
     # ---- the worker's side
 

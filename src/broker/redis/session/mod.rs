@@ -259,7 +259,7 @@ impl Live {
             Command::Resume => self.paused = false,
             Command::Remember(remembrance) => self.remembrances.push(remembrance),
             Command::Publish(publication, answer) => self.publications.push((publication, answer)),
-            command @ (Command::Consume(_) | Command::Cancel(_)) => self.changes.push(command),
+            command @ (Command::Consume(..) | Command::Cancel(_)) => self.changes.push(command),
             Command::Close(answer) => self.closing = Some(answer),
         }
     }
@@ -290,7 +290,11 @@ impl Live {
     async fn carry_out(&mut self) -> Result<(), BrokerError> {
         for command in std::mem::take(&mut self.changes) {
             match command {
-                Command::Consume(queue) => self.consume(&queue).await?,
+                Command::Consume(queue, answer) => {
+                    self.consume(&queue).await?;
+                    // Nobody may be left to hear it.
+                    let _ = answer.send(Ok(()));
+                }
                 Command::Cancel(queue) => self.cancel(&queue).await?,
                 _ => {}
             }
