@@ -224,7 +224,11 @@ class Incidents:
         self, envelope: dict[str, Any], body: bytes, pid: int | None, exception: str, traceback: str
     ) -> None:
         request = self._request(envelope, body, pid)
-        exc = Reject(kombu_json.loads(exception), requeue=False)
+        try:
+            reason = kombu_json.loads(exception)
+        except ValueError:
+            reason = exception
+        exc = Reject(reason, requeue=False)
         self._fail(request, exc, einfo_of(exc))
 
     def _unsent(self, envelope: dict[str, Any], body: bytes, pid: int | None, reason: str) -> None:

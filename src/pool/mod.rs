@@ -92,7 +92,7 @@ pub enum Outcome {
     Rejected {
         /// Whether the message goes back to its queue.
         requeue: bool,
-        /// Text of the reason.
+        /// The reason: JSON from a Python child, plain text from a native task.
         exception: String,
         /// Its traceback.
         traceback: String,
