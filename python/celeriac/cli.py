@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import celery
 import click
 from celery.exceptions import ImproperlyConfigured
+from click.core import augment_usage_errors
 
 from celeriac import _core, seam
 
@@ -116,7 +117,8 @@ def _converted(value: Any, param: click.Parameter, context: click.Context) -> An
     """A value as the option makes it: in 5.4 the app is found here."""
     if getattr(param, "is_flag", False):
         return bool(value)
-    return None if value is None else param.type(value, param, context)
+    with augment_usage_errors(context, param):
+        return None if value is None else param.type(value, param, context)
 
 
 def _callback(context: click.Context) -> Callable[..., Any]:

@@ -17,16 +17,16 @@ CONFIGURATIONS = os.environ.get("CONFORMANCE_ON", "redis/redis amqp/rpc").split(
 
 FILES = os.environ.get("CONFORMANCE_FILES", "").split()
 
-# A few tests of chords that wait for what must not happen take half of the time: they run on a worker of their own.
-SLOW = "allow_error_cb_on_chord_header"
+# Half of the time goes to the tests of chords, which wait for what must not happen: they have a worker of their own.
+CHORDS = "test_chord"
 
 
 def parts():
     """What runs side by side: a name, broker and backend, and what the harness is told to select."""
     for configuration in CONFIGURATIONS:
         if configuration.endswith("/redis") and (not FILES or "test_canvas.py" in FILES):
-            yield f"{configuration} without the slow", configuration, ["-k", f"not {SLOW}"]
-            yield f"{configuration} the slow", configuration, ["-k", SLOW]
+            yield f"{configuration} but chords", configuration, ["-k", f"not {CHORDS}"]
+            yield f"{configuration} chords", configuration, ["-k", CHORDS]
         else:
             yield configuration, configuration, []
 
