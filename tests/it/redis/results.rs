@@ -148,13 +148,7 @@ async fn count(backend: &dyn ResultBackend, id: &str, index: u32, token: &str) -
 }
 
 /// The same; `again`: for a message that was delivered before.
-async fn count_again(
-    backend: &dyn ResultBackend,
-    id: &str,
-    index: u32,
-    token: &str,
-    again: bool,
-) -> Counted {
+async fn count_again(backend: &dyn ResultBackend, id: &str, index: u32, token: &str, again: bool) -> Counted {
     let keys = [".j", ".t", ".s", ".d", "", ".c", ".o"];
     let again = if again { "1" } else { "0" };
     let arguments = [id, &format!("result of {id}"), "1", &index.to_string(), "60", "60", "60", token, again];

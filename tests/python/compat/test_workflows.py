@@ -13,7 +13,7 @@ from celery.result import GroupResult
 from support.lines import plain
 
 # Who sends what comes after a task: set CELERIAC_TEST_CONTINUATIONS to try the other rung, or both with a comma.
-RUNGS = os.environ.get("CELERIAC_TEST_CONTINUATIONS", "python").split(",")
+RUNGS = os.environ.get("CELERIAC_TEST_CONTINUATIONS", "python,native").split(",")
 
 
 class Kit:
