@@ -47,7 +47,7 @@
 //! | [`broker`] | the trait, sessions, topology, the failover list; `redis`, `amqp`, `filesystem`, `memory` |
 //! | [`backend`] | the trait and the result backends |
 //! | [`pool`] | slots, frames (`ipc`), children and the zygote's end (`processes`) |
-//! | [`worker`] | the loop (`consumer`, `outcomes`, `continuations`), its link to the broker, dispatch, acks, schedule, stopping |
+//! | [`worker`] | the loop (`consumer`; `intake`, `outcomes`, `continuations`, `life`), its link to the broker, dispatch, acks, schedule, stopping |
 //! | [`control`], [`cluster`] | remote control as a table of commands; the logical clock |
 //! | [`native`] | tasks as async Rust functions, and the worker that runs them without Python |
 //! | [`cli`] | the command line as a table of flags |

@@ -8,7 +8,6 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
-use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -16,29 +15,25 @@ use tokio::time::Instant;
 use super::Exit;
 use super::asking::Asked;
 use super::continuations::Continuations;
-use super::dispatch::{Refusal, Rules, Verdict, dispatch};
-use super::hooks::{Hooks, Incident, LogRecord, Notice, Report, Unstarted};
+use super::dispatch::Rules;
+use super::hooks::{Hooks, Notice, Unstarted};
 use super::hosting::Desk;
 use super::jobs::{Jobs, Running};
 use super::link::{Link, LinkEvent};
 use super::request::Request;
 use super::results::{Write, Written};
-use super::revoked::{Bounds, Revoked, RevokedTasks};
+use super::revoked::{Bounds, RevokedTasks};
 use super::schedule::{Due, RateLimits};
-use super::shutdown::{Cause, Phase, Said, Shutdown};
+use super::shutdown::{Cause, Phase, Shutdown};
 use crate::broker::reconnect::Why;
-use crate::broker::{self, Command, Delivery, Handle, Settlement, Tag};
+use crate::broker::{self, Command, Handle, Settlement, Tag};
 use crate::clock;
 use crate::cluster::clock::LamportClock;
-use crate::config::{Config, Hosting};
+use crate::config::Config;
 use crate::error::{BrokerError, Error};
 use crate::pool::{self, JobId, Pool};
-use crate::protocol::{DeliveryInfo, Message, TaskHeaders, repr};
+use crate::protocol::{DeliveryInfo, Message, TaskHeaders};
 
-/// An `eta` further away than this is parked in the broker, where the broker can: nearer ones are not worth two commands.
-const PARK_BEYOND: f64 = 10.0;
-/// Parked requests of which remote control can show more than nothing; each costs its message.
-const SHOWN: usize = 10_000;
 /// Requests that may wait for their turn under a rate limit without being counted as prefetched, so that others behind
 /// them are fetched. Bounded: what waits here cannot run on another worker that has turns to give.
 const MOST_LIMITED: u32 = 256;
@@ -46,9 +41,6 @@ const MOST_LIMITED: u32 = 256;
 const MOST_UNWRITTEN: usize = 10_000;
 /// Longest sleep of the timer; the wall clock may step.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
-/// How long killed children may take at a cold stop, with their account; longer than the pool waits before it kills.
-const COLD_PATIENCE: Duration = Duration::from_secs(8);
-
 /// What goes on, in the order in which it came, when the app has been told of the tasks before it.
 #[derive(Debug)]
 pub(super) enum Received {
@@ -105,7 +97,7 @@ pub(super) struct Consumer {
     pub(super) ready: VecDeque<Request>,
     pub(super) waiting: Due<Waiting>,
     /// Parked requests that were asked for: they were received before.
-    returning: HashSet<Tag>,
+    pub(super) returning: HashSet<Tag>,
     pub(super) rate_limits: RateLimits,
     pub(super) jobs: Jobs,
     pub(super) totals: HashMap<String, u64>,
@@ -125,15 +117,15 @@ pub(super) struct Consumer {
     pub(super) receiving: FuturesOrdered<BoxFuture<'static, Received>>,
     /// Messages that the app's own objects decide about.
     pub(super) desk: Desk,
-    etas: u32,
+    pub(super) etas: u32,
     pub(super) limited: u32,
     /// The last that the broker was told; none: to fetch nothing.
     told_prefetch: Option<u32>,
     started: Instant,
-    stop_until: Option<Instant>,
+    pub(super) stop_until: Option<Instant>,
     pub(super) slots_up: usize,
-    connected: bool,
-    ready_told: bool,
+    pub(super) connected: bool,
+    pub(super) ready_told: bool,
     pub(super) broken: Option<String>,
 }
 
@@ -337,7 +329,7 @@ impl Consumer {
     }
 
     /// What the broker no longer knows as ours is dropped before it starts; it comes again.
-    fn drop_unstarted(&mut self) {
+    pub(super) fn drop_unstarted(&mut self) {
         let mut unstarted: Vec<Request> = self.ready.drain(..).collect();
         for waiting in self.waiting.drain() {
             if let Waiting::Eta(request) | Waiting::Limited(request) = waiting {
@@ -350,154 +342,6 @@ impl Consumer {
         }
         self.returning.clear();
         (self.etas, self.limited) = (0, 0);
-    }
-
-    pub(super) fn on_delivery(&mut self, delivery: Delivery) {
-        if self.shutdown.phase > Phase::Running {
-            self.link.settle(delivery.handle.settle(Settlement::GiveBack));
-            return;
-        }
-        let returns = self.returning.remove(&delivery.handle.tag());
-        match dispatch(delivery, &self.rules) {
-            Verdict::Refuse(refusal) => self.refuse(*refusal),
-            Verdict::Request(request) if request.is_untranslated() => {
-                if returns {
-                    self.returning.insert(request.handle.tag());
-                }
-                self.ready.push_back(*request);
-            }
-            Verdict::Request(request) if request.policy.hosting == Hosting::Strategy => self.host(*request),
-            Verdict::Request(request) if returns => self.admit(*request),
-            Verdict::Request(request) => self.on_request(*request),
-        }
-    }
-
-    fn refuse(&mut self, refusal: Refusal) {
-        let Refusal { delivery, incident, settlement } = refusal;
-        let report = Report { what: incident, message: delivery.message, info: delivery.info, pid: None };
-        self.report(report, None, Some((delivery.handle, settlement)));
-    }
-
-    fn on_request(&mut self, request: Request) {
-        if self.config.log_info {
-            self.hooks.log(LogRecord {
-                logger: "celery.worker.strategy",
-                level: 20,
-                message: format!("Task {} received", request.human()),
-                data: Some(json!({
-                    "id": request.headers.id,
-                    "name": request.headers.display_name(),
-                    "args": request.headers.argsrepr.as_deref().unwrap_or(""),
-                    "kwargs": request.headers.kwargsrepr.as_deref().unwrap_or(""),
-                    "eta": request.headers.eta,
-                })),
-            });
-        }
-        // As in 5.7: what is revoked by a stamp is found out when its turn comes, after `task_received`.
-        let now = request.expires.is_some() || self.revoked.contains(&request.headers.id);
-        let request = if now { self.unless_revoked(request) } else { Some(request) };
-        let Some(request) = request else { return };
-        if request.policy.hosting == Hosting::Request {
-            self.receive_hosted(request);
-        } else if self.hooks.wants_received() || !self.receiving.is_empty() {
-            let hooks = self.hooks.clone();
-            self.receiving.push_back(Box::pin(async move {
-                hooks.received(&request.message, &request.info).await;
-                Received::Task(Box::new(request))
-            }));
-        } else {
-            self.admit(request);
-        }
-    }
-
-    fn on_received(&mut self, received: Received) {
-        match received {
-            Received::Task(request) => self.admit(*request),
-            Received::Refused(request, settlement) => self.link.settle(request.handle.settle(settlement)),
-            Received::Command(message) => self.obey(&message),
-        }
-    }
-
-    /// Gives the request back unless it is revoked or expired; then it is reported and gone.
-    fn unless_revoked(&mut self, request: Request) -> Option<Request> {
-        let expired = request.expires.is_some_and(|expires| clock::now() > expires);
-        let revoked = self.revoked.find(&request.headers);
-        if !expired && revoked.is_none() {
-            return Some(request);
-        }
-        let by_header = match revoked {
-            Some(Revoked::Stamp { name, value }) => {
-                let header = json!({name: value}).to_string();
-                let header = repr::saferepr(&header, None, 3).unwrap_or(header);
-                format!(" (revoked by header: {header})")
-            }
-            Some(Revoked::Id) | None => String::new(),
-        };
-        if expired {
-            let id = &request.headers.id;
-            self.revoked.insert(id, Instant::now());
-            self.hooks.notice(Notice::Revoked(vec![id.clone()]));
-        }
-        tracing::info!(target: "celery.worker.request", "Discarding revoked task: {}{by_header}", request.human());
-        if let Some(ticket) = request.ticket {
-            self.discard(request, ticket, expired);
-            return None;
-        }
-        let reason = if expired { "expired" } else { "revoked" };
-        let what = Incident::Revoked { reason, terminated: false, signal: None, expired };
-        let report = Report { what, message: request.message, info: request.info, pid: None };
-        self.report(report, None, Some((request.handle, Settlement::Ack)));
-        None
-    }
-
-    /// A request that may run: at its time, at its turn, or now.
-    fn admit(&mut self, request: Request) {
-        if self.shutdown.phase > Phase::Running {
-            self.link.settle(request.handle.settle(Settlement::GiveBack));
-            return;
-        }
-        let now = clock::now();
-        match request.eta {
-            Some(eta) if eta > now => {
-                // With a limit on them they are counted, as in Celery; parked ones are not. A parked request is
-                // forgotten, and the object that the app has made of it would be made twice.
-                let parks = self.link.broker().capabilities().parks
-                    && self.config.eta_task_limit.is_none()
-                    && request.ticket.is_none();
-                if parks && eta > now + PARK_BEYOND && self.link.is_up() {
-                    let Request { headers, message, info, handle, .. } = request;
-                    let tag = handle.abandon();
-                    self.link.send(Command::Park { tag, due: eta });
-                    let shown =
-                        (self.waiting.len() < SHOWN).then(|| Box::new(Shown { headers, message, info }));
-                    self.waiting.push(eta, Waiting::Parked { tag, shown });
-                } else {
-                    self.etas += 1;
-                    self.waiting.push(eta, Waiting::Eta(Box::new(request)));
-                }
-            }
-            _ => self.take_turn(request, now),
-        }
-    }
-
-    pub(super) fn take_turn(&mut self, request: Request, now: f64) {
-        let rate = match self.rate_texts.is_empty() {
-            true => request.policy.rate_limit,
-            // It may have been changed since the request came.
-            false => self.rules.tasks.get(&request.headers.task).and_then(|policy| policy.rate_limit),
-        };
-        let turn = match rate {
-            Some(rate) if rate > 0.0 && self.config.rate_limits => {
-                self.rate_limits.turn(&request.headers.task, rate, now)
-            }
-            _ => now,
-        };
-        if turn > now {
-            self.limited += 1;
-            self.waiting.push(turn, Waiting::Limited(Box::new(request)));
-        } else {
-            self.ready.push_back(request);
-        }
     }
 
     fn on_due(&mut self) {
@@ -627,91 +471,5 @@ impl Consumer {
             }
         }
         self.tell_prefetch();
-    }
-
-    // --- life -----------------------------------------------------------------------------------------
-
-    pub(super) fn tell_ready(&mut self) {
-        if self.connected && self.slots_up > 0 && !self.ready_told {
-            self.ready_told = true;
-            self.hooks.notice(Notice::Ready);
-            if self.config.heartbeat.is_some() {
-                self.beat();
-            }
-        }
-    }
-
-    fn beat(&mut self) {
-        let Some(interval) = self.config.heartbeat else { return };
-        self.waiting.push(clock::now() + interval.max(0.1), Waiting::Heartbeat);
-        self.hooks.notice(Notice::Heartbeat);
-    }
-
-    pub(super) fn on_cause(&mut self, cause: Cause) {
-        let before = self.shutdown.phase;
-        let busy = self.jobs.active().next().is_some() || self.desk.running() > 0;
-        let Said { lines, shutting_down } = self.shutdown.step(cause, busy, &self.config.shutdown);
-        for line in lines {
-            self.hooks.notice(Notice::Say(line.to_owned()));
-        }
-        if let Some((signal, how, exit_code)) = shutting_down {
-            self.hooks.notice(Notice::ShuttingDown { signal: signal.to_owned(), how, exit_code });
-        }
-        let phase = self.shutdown.phase;
-        if before == Phase::Running && phase > Phase::Running {
-            self.give_back();
-        }
-        if phase == Phase::Soft && before < Phase::Soft {
-            let timeout = self.config.shutdown.soft_timeout;
-            tracing::warn!(target: "celery.worker", "Initiating Soft Shutdown, terminating in {timeout} seconds");
-            self.stop_until = Some(Instant::now() + Duration::try_from_secs_f64(timeout).unwrap_or_default());
-        }
-        if phase == Phase::Cold && before < Phase::Cold {
-            let running: Vec<JobId> = self.jobs.active().map(|(id, _)| id).collect();
-            self.kill(&running);
-            self.kill_calls();
-            self.stop_until = Some(Instant::now() + COLD_PATIENCE);
-        }
-    }
-
-    /// Stops fetching and puts everything that has not started back where it came from, in order.
-    fn give_back(&mut self) {
-        self.link.send(Command::Pause);
-        let mut unstarted: Vec<Request> = self.ready.drain(..).collect();
-        for waiting in self.waiting.drain() {
-            match waiting {
-                Waiting::Eta(request) | Waiting::Limited(request) => unstarted.push(*request),
-                Waiting::Parked { .. } | Waiting::Heartbeat => {}
-            }
-        }
-        (self.etas, self.limited) = (0, 0);
-        for request in unstarted {
-            self.link.settle(request.handle.settle(Settlement::GiveBack));
-        }
-        self.link.flush();
-    }
-
-    fn is_over(&self) -> bool {
-        match self.shutdown.phase {
-            Phase::Running => false,
-            Phase::Hard => true,
-            Phase::Warm | Phase::Soft | Phase::Cold => {
-                self.jobs.is_empty()
-                    && self.reports.is_empty()
-                    && self.receiving.is_empty()
-                    && self.desk.is_idle()
-            }
-        }
-    }
-
-    /// Lets go of everything when the worker leaves without waiting: the broker redelivers it.
-    pub(super) fn abandon(&mut self) {
-        self.drop_unstarted();
-        self.desk.abandon();
-        for id in self.jobs.all() {
-            if let Some(job) = self.jobs.remove(id) {
-                job.request.handle.abandon();
-            }
-        }
     }
 }
