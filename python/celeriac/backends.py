@@ -312,13 +312,11 @@ class _Redis(_KeyValue):
         # is returned while a claim stands sends nothing, so the body would never be sent.
         if request.group and (request.delivery_info or {}).get("redelivered"):
             claim = self.get_key_for_group(request.group, ".c")
-            left = False
             while self.client.get(claim) not in (None, b"done", "done"):
-                left = True
                 time.sleep(CLAIM_POLL)
             # It may as well have died when the body was sent, which has run by now then.
             body = dict(request.chord).get("options", {}).get("task_id")
-            if left and body and self.get_state(body) != states.PENDING:
+            if body and self.get_state(body) != states.PENDING:
                 return None
         return super().on_chord_part_return(request, *args, **kwargs)  # type: ignore[misc]
 
