@@ -330,8 +330,6 @@ class _Redis(_KeyValue):
     def _count_member(self: Any, keys: list[Any], args: list[Any], client: Any = None) -> tuple[Any, ...]:
         """Counts a member of a chord, once: results, members added, size, whether to send the body."""
         texts = [ensure_bytes(key) for key in keys]
-        # Beside Celery's keys one of ours: `.o` for `.j`.
-        texts.append(texts[0].removesuffix(b".j") + b".o")
         values = [ensure_bytes(value) if isinstance(value, (str, bytes)) else b"%d" % value for value in args]
         writer = self.writer
         values.append(b"%d" % writer.job.redelivered)
@@ -346,22 +344,26 @@ class _Redis(_KeyValue):
 
         redelivered = bool((getattr(request, "delivery_info", None) or {}).get("redelivered"))
         self.writer.job.redelivered = redelivered
-        if redelivered and request.group:
-            self._await_claim(request)
+        if redelivered and request.group and self._sent_already(request):
+            return None
         if hasattr(redis, "CHORD_PART_RETURN_LUA"):
             return super().on_chord_part_return(request, state, result, **kwargs)  # type: ignore[misc]
         return chords.on_part(self, request, state, result)
 
-    def _await_claim(self: Any, request: Any) -> None:
-        """Waits while somebody else has claimed the body: a part returned meanwhile sends nothing, and if that sender
-        is dead nobody would. Whom the script told to send may do so again at once."""
-        claim, told = (self.get_key_for_group(request.group, suffix) for suffix in (".c", ".o"))
-        index = "+inf" if request.group_index is None else request.group_index
-        member = ensure_bytes(f"{request.id}:{index}")
+    def _sent_already(self: Any, request: Any) -> bool:
+        """Whether a member that comes again has sent the body in its first run, and died before that was noted.
+
+        The claim that it left has to end first: a part that is returned while one stands sends nothing, so that a body
+        that was not sent never would be. One that was sent has run by then, or at least begun to.
+        """
+        claim, counted = (self.get_key_for_group(request.group, suffix) for suffix in (".c", ".d"))
         while self.client.get(claim) not in (None, b"done", "done"):
-            if ensure_bytes(self.client.get(told) or b"") == member:
-                return
             time.sleep(CLAIM_POLL)
+        index = "+inf" if request.group_index is None else request.group_index
+        if not self.client.sismember(counted, f"{request.id}:{index}"):
+            return False
+        body = dict(request.chord).get("options", {}).get("task_id")
+        return bool(body) and self.get_state(body) != states.PENDING
 
 
 class _Filesystem(_KeyValue):

@@ -5,7 +5,7 @@ import signal
 import time
 
 from base import make_app, record
-from celery.signals import before_task_publish
+from celery.signals import after_task_publish, before_task_publish
 
 app = make_app("chords")
 app.conf.update(task_acks_late=True, task_reject_on_worker_lost=True)
@@ -59,9 +59,10 @@ def dies_with_its_result_stored_early():
     return Frail()
 
 
-if "DIES_SENDING" in os.environ:
+def die_sending(sender, **_):
+    if sender == "body":
+        die_once()
 
-    @before_task_publish.connect
-    def die_sending(sender, **_):
-        if sender == os.environ["DIES_SENDING"]:
-            die_once()
+
+if step := os.environ.get("DIES"):
+    {"before it sends": before_task_publish, "after it has sent": after_task_publish}[step].connect(die_sending)
