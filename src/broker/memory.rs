@@ -40,7 +40,6 @@ pub struct MemoryBroker {
 struct Worker {
     hub: Arc<Hub>,
     number: u64,
-    sessions: AtomicU64,
 }
 
 #[derive(Default)]
@@ -90,7 +89,7 @@ impl MemoryBroker {
         let name = url.split_once("://").map_or(url, |(_, name)| name).trim_end_matches('/').to_owned();
         let mut hubs = HUBS.lock().unwrap_or_else(PoisonError::into_inner);
         let hub = hubs.entry(name.clone()).or_insert_with(|| Arc::new(Hub { name, ..Hub::default() }));
-        let worker = Worker { hub: Arc::clone(hub), number: next(), sessions: AtomicU64::new(0) };
+        let worker = Worker { hub: Arc::clone(hub), number: next() };
         Self { worker: Arc::new(worker) }
     }
 
@@ -154,7 +153,6 @@ impl Broker for MemoryBroker {
         }
         let consumer = Consumer {
             worker: Arc::clone(&self.worker),
-            number: self.worker.sessions.fetch_add(1, Ordering::Relaxed),
             queues: consume.queues.iter().map(|queue| queue.name.clone()).collect(),
             mailbox,
             prefetch: consume.prefetch as usize,
@@ -321,7 +319,6 @@ impl State {
 /// A session's task.
 struct Consumer {
     worker: Arc<Worker>,
-    number: u64,
     queues: VecDeque<String>,
     mailbox: Option<Mailbox>,
     prefetch: usize,
@@ -475,6 +472,6 @@ impl Consumer {
     }
 
     fn delivery(&self, tag: Tag, stored: Stored) -> Delivery {
-        Delivery { message: stored.message, info: stored.info, handle: Handle::new(tag, self.number) }
+        Delivery { message: stored.message, info: stored.info, handle: Handle::new(tag) }
     }
 }

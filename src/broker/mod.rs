@@ -220,24 +220,18 @@ pub struct Delivery {
 #[derive(Debug)]
 pub struct Handle {
     tag: Tag,
-    session: u64,
     open: bool,
 }
 
 impl Handle {
-    /// A handle for a delivery of session number `session`.
-    pub fn new(tag: Tag, session: u64) -> Self {
-        Self { tag, session, open: true }
+    /// A handle for the delivery of this name.
+    pub fn new(tag: Tag) -> Self {
+        Self { tag, open: true }
     }
 
     /// The tag, for bookkeeping. Settling goes through [`Handle::settle`].
     pub fn tag(&self) -> Tag {
         self.tag
-    }
-
-    /// The number of the session it came in.
-    pub fn session(&self) -> u64 {
-        self.session
     }
 
     /// Uses the handle up: the pair to put into [`Command::Settle`].

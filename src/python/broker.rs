@@ -71,7 +71,6 @@ impl Broker for KombuBroker {
         let (started, start) = oneshot::channel();
         let port = KombuPort {
             address: self.address.clone(),
-            number,
             bell,
             events: event_sender,
             inbox: Mutex::new(Inbox { queued, started: Some(started), answers: Vec::new(), closing: None }),
@@ -140,7 +139,6 @@ async fn forward(mut commands: mpsc::Receiver<Command>, bell: Bell, queue: mpsc:
 #[pyclass(frozen, module = "celeriac._core")]
 pub(super) struct KombuPort {
     address: String,
-    number: u64,
     bell: UnixStream,
     events: mpsc::Sender<Event>,
     inbox: Mutex<Inbox>,
@@ -326,7 +324,7 @@ impl KombuPort {
             .into_iter()
             .map(|(tag, queue, given)| {
                 let (message, info) = message_of(py, given, queue);
-                Delivery { message, info, handle: Handle::new(tag, self.number) }
+                Delivery { message, info, handle: Handle::new(tag) }
             })
             .collect();
         self.send(py, Event::Deliveries(deliveries))

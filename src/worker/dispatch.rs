@@ -180,7 +180,7 @@ mod tests {
                 body: Bytes::from_static(b"[[], {}, {}]"),
             },
             info: DeliveryInfo::default(),
-            handle: Handle::new(1, 1),
+            handle: Handle::new(1),
         };
         match dispatch(delivery, &rules()) {
             Verdict::Request(request) => {

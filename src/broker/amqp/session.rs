@@ -215,7 +215,7 @@ impl State {
                 redelivered: delivery.redelivered,
                 queue: queue.name.clone(),
             },
-            handle: Handle::new(tag(number, delivery.delivery_tag), number),
+            handle: Handle::new(tag(number, delivery.delivery_tag)),
         }
     }
 

@@ -38,7 +38,6 @@ struct Worker {
     address: String,
     folders: Folders,
     next_tag: AtomicU64,
-    sessions: AtomicU64,
     holding: Mutex<Holding>,
 }
 
@@ -80,13 +79,7 @@ impl FilesystemBroker {
         let address = format!("filesystem://:**@{host}/{path}");
         let folders = Folders::of(&config.transport_options)
             .map_err(|reason| BrokerError::Address { address: address.clone(), reason })?;
-        let worker = Worker {
-            address,
-            folders,
-            next_tag: AtomicU64::new(1),
-            sessions: AtomicU64::new(1),
-            holding: Mutex::default(),
-        };
+        let worker = Worker { address, folders, next_tag: AtomicU64::new(1), holding: Mutex::default() };
         Ok(Self { worker: Arc::new(worker) })
     }
 }

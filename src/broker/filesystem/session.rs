@@ -5,7 +5,6 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
@@ -40,12 +39,10 @@ pub(super) fn open(worker: Arc<Worker>, consume: &Consume) -> io::Result<Session
     let (desk, forgotten) = worker.desk()?;
     let (event_sender, events) = mpsc::channel(EVENT_CAPACITY);
     let (commands, command_receiver) = mpsc::channel(COMMAND_CAPACITY);
-    let number = worker.sessions.fetch_add(1, Ordering::Relaxed);
     let mut consumer = Consumer {
         kernel: Kernel::listen(&worker)?,
         worker,
         desk,
-        number,
         queues: VecDeque::new(),
         waiting: HashMap::new(),
         kinds: HashMap::new(),
@@ -119,7 +116,6 @@ struct Consumer {
     kernel: Kernel,
     worker: Arc<Worker>,
     desk: Arc<Desk>,
-    number: u64,
     /// Consumed queues; the one served last is last.
     queues: VecDeque<String>,
     /// Files that wait, of the consumed queues and the mailbox. Some may be gone already.
@@ -437,7 +433,7 @@ impl Consumer {
             };
             self.worker.lock().held.insert(tag, held);
             let (message, info) = *message;
-            deliveries.push(Delivery { message, info, handle: Handle::new(tag, self.number) });
+            deliveries.push(Delivery { message, info, handle: Handle::new(tag) });
         }
         if deliveries.is_empty() {
             return Ok(Event::Forgotten(forgotten));
@@ -462,7 +458,7 @@ impl Consumer {
             empty = 0;
             if let Some((message, info)) = self.take(&name, &queue)? {
                 let tag = self.worker.hold(Held { name, queue });
-                deliveries.push(Delivery { message, info, handle: Handle::new(tag, self.number) });
+                deliveries.push(Delivery { message, info, handle: Handle::new(tag) });
             }
         }
         Ok(deliveries)

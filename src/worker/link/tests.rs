@@ -79,7 +79,7 @@ fn delivery(tag: Tag) -> Delivery {
         properties: Json::empty(),
         body: bytes::Bytes::new(),
     };
-    Delivery { message, info: DeliveryInfo::default(), handle: Handle::new(tag, 1) }
+    Delivery { message, info: DeliveryInfo::default(), handle: Handle::new(tag) }
 }
 
 fn away() -> BrokerError {

@@ -109,7 +109,7 @@ impl Live {
         match read {
             Ok((message, info)) => {
                 self.held.insert(tag);
-                deliveries.push(Delivery { message, info, handle: Handle::new(tag, self.session) });
+                deliveries.push(Delivery { message, info, handle: Handle::new(tag) });
             }
             Err(error) => {
                 tracing::error!(target: "celeriac.redis", %error, preview = restore::preview(item),

@@ -139,7 +139,7 @@ impl Live {
                 Ok((message, info)) => {
                     let tag = self.shared.tags(1);
                     self.shared.fleeting().insert(tag);
-                    let handle = Handle::new(tag, self.session);
+                    let handle = Handle::new(tag);
                     self.emit(Event::Deliveries(vec![Delivery { message, info, handle }]));
                 }
             }
