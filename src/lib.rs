@@ -19,16 +19,20 @@
 //! reports, then settles) or a request. A request waits for its `eta` (parked in the broker where it can be), for its
 //! turn under a rate limit, or for an idle slot; only idle slots take jobs, so nothing waits behind a long task. The
 //! [`pool`] writes a frame to the child and reports what comes back: accepted, results to store, the outcome.
-//! [`worker::acks`] alone decides what the broker is told, after results are written and the parent has reported what
-//! no child could. Settlements, results and frames travel in batches of whatever is ready; a lone one is never held
-//! back.
+//! [`worker::acks`] alone decides what the broker is told, after it has confirmed what continues the task, results are
+//! written and the parent has reported what no child could. Settlements, results and frames travel in batches of
+//! whatever is ready; a lone one is never held back.
+//!
+//! A task whose `Request` or `Strategy` class is the app's own takes another way ([`worker::hosting`]): its message gets a
+//! ticket, Celery's code makes and calls the app's objects on the main thread, and what they post to the pool goes
+//! to a child as a pickled call. The settlement is theirs.
 //!
 //! # What always holds
 //!
 //! - A message is in its queue, or recorded as unacknowledged, or settled. On Redis one script takes and records it
 //!   under a tag that only this worker has; an acknowledgement deletes only that tag.
-//! - Early acks follow the child's word that it decoded the task, late ones the stored result. A crash repeats work,
-//!   it never loses it.
+//! - Early acks follow the child's word that it decoded the task, late ones the stored result, and that follows the
+//!   broker's word that it has the continuation. A crash repeats work, it never loses it.
 //! - What a worker holds on Redis it keeps alive; what a dead worker held comes back in seconds.
 //! - A lost connection leaves nothing behind but the bookkeeping of deliveries; outcomes wait for the next.
 //! - Whatever arrives on a queue gets one log line and one settlement; wire data cannot panic.
@@ -39,11 +43,11 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`protocol`] | bytes to types: messages, protocol 1, times, Python's JSON and `repr`, result documents; no I/O |
+//! | [`protocol`] | bytes to types: messages, protocol 1, signatures, times, Python's JSON and `repr`, result documents; no I/O |
 //! | [`broker`] | the trait, sessions, topology, the failover list; `redis`, `amqp`, `filesystem`, `memory` |
 //! | [`backend`] | the trait and the result backends |
 //! | [`pool`] | slots, frames (`ipc`), children and the zygote's end (`processes`) |
-//! | [`worker`] | the loop (`consumer`, `outcomes`), its link to the broker, dispatch, acks, schedule, stopping |
+//! | [`worker`] | the loop (`consumer`; `intake`, `outcomes`, `continuations`, `life`), its link to the broker, dispatch, acks, schedule, stopping |
 //! | [`control`], [`cluster`] | remote control as a table of commands; the logical clock |
 //! | [`native`] | tasks as async Rust functions, and the worker that runs them without Python |
 //! | [`cli`] | the command line as a table of flags |
@@ -59,6 +63,18 @@
 //! start, per app (python/celeriac/ladder.py), and `celeriac -A proj doctor` shows it with its reason. Tasks run
 //! through Celery's tracer, looked up by attribute, so that integrations that replace it work.
 //!
+//! # What follows a task
+//!
+//! Celery's tracer calls `apply_async` of the next step. Where the ladder allows, a lane has put a step of ours in its
+//! place (python/celeriac/continuations.py): the same mapping, so that user code sees no difference and whatever is
+//! made of it is Celery's again. It hands arguments and options to the child's end of the pipe, where
+//! [`protocol::signature`] puts them into Celery's own message of an empty call (a target: route, headers, version, all
+//! caught from Celery once per task and child); what JSON cannot say as Celery says it goes back to Celery. The
+//! supervisor publishes, and holds the result back until the broker has it.
+//!
+//! A member of a chord on Redis is counted by one script (src/backend/redis/chord.lua) after its result is written; the
+//! child waits for the answer and runs Celery's own code for what then follows.
+//!
 //! # Decisions that cost something
 //!
 //! - **Waking on Redis without taking.** A blocking pop loses the message when its reply is lost, and a blocking move
@@ -72,8 +88,20 @@
 //!   settled as Celery settles it although the supervisor never looks into one.
 //! - **Protocol 1 that is not plain JSON goes to a child twice.** First as a job without a name, which the child
 //!   answers with the same message in protocol 2 (python/celeriac/protocol1.py); that one is judged like any other.
+//! - **Revokes that outlive the fleet.** On Redis what is revoked is also in a sorted set, read once a session and kept in
+//!   memory, so that no task ever asks. The state file is Celery's own class on the main thread: ids are mirrored to
+//!   `celery.worker.state` as they come, and pickles stay in Python.
+//! - **What must agree with Celery's producers is declared by Celery.** The delay queues of native delayed delivery are
+//!   shared with every Celery of the installed version, so that its own boot step declares them, once a connect.
+//! - **A queue is ours once the broker agrees.** One that is refused at run time would have every later connection refused.
 //! - **Failures of the parent in Python.** A lost child, a hard limit, a revoked or unknown task are reported through
 //!   Celery's own `Request` and backend on the main thread: rare, and right for every backend.
+//!
+//! - **The app's own requests run Celery's code, not a copy of it.** Calling the hooks of a custom `Request` where Rust
+//!   passes the same points would have been cheaper and never quite right: the class that Celery derives from it, what
+//!   it posts to the pool and what comes back are all visible to it. So the parent pickles and unpickles for these
+//!   tasks, and only for them. Scheduling stays with the core, or remote control would not see them; for a strategy it
+//!   cannot, as nothing says which message a call is for.
 //!
 //! # Glossary
 //!
@@ -86,6 +114,8 @@
 //! | slot | the right to run one task |
 //! | outcome | how a task ended, as data |
 //! | settlement | what the broker is told |
+//! | ticket | a message that the app's own objects decide about |
+//! | call | a pickled function that such an object has a child run |
 //! | incident | what the parent reports because no child will |
 
 pub mod backend;

@@ -97,6 +97,9 @@ def stage_on(request, tmp_path):
                         urls[name] = server.url
                     case "amqp":
                         urls[name] = request.getfixturevalue("rabbitmq_server").url
+                    case "vhost":
+                        # A virtual host for this stage alone, whose entities can be listed.
+                        urls[name] = request.getfixturevalue("rabbitmq_server").add_vhost(folder.name)
                     case "memcached":
                         urls[name] = request.getfixturevalue("memcached_server").url
                     case "file":

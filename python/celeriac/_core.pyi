@@ -3,6 +3,7 @@
 from typing import Any
 
 __version__: str
+CHORD_SCRIPT: str
 
 class ChildPipe:
     """A child's end of the frames."""
@@ -12,13 +13,14 @@ class ChildPipe:
     def up(self) -> None: ...
     def recv(
         self,
-    ) -> tuple[int, str, str, str, str, str, str, bool, bytes, str, str, bool] | int | None: ...
+    ) -> tuple[int, str, str, str, str, str, str, bool, bytes, str, str, bool] | tuple[int, bytes] | int | None: ...
     def accepted(self, job: int) -> None: ...
     def succeeded(self, job: int, result: str, runtime: float) -> None: ...
     def failed(self, job: int, exception: str, traceback: str, runtime: float) -> None: ...
     def retried(self, job: int, exception: str, traceback: str) -> None: ...
     def ignored(self, job: int) -> None: ...
     def rejected(self, job: int, requeue: bool, exception: str, traceback: str) -> None: ...
+    def answered(self, job: int, value: bytes, *, lost: str | None = None) -> None: ...
     def undecodable(self, job: int, reason: str) -> None: ...
     def malformed(self, job: int, reason: str | None) -> None: ...
     def translated(self, job: int, headers: str, body: bytes, content_type: str, content_encoding: str) -> None: ...
@@ -36,6 +38,46 @@ class ChildPipe:
         *,
         wait: bool,
     ) -> str | None: ...
+    def go_on(
+        self,
+        job: int,
+        target: Target,
+        task_id: str,
+        reply_to: str,
+        args: str,
+        kwargs: str,
+        options: str,
+        *,
+        as_tuple: bool,
+        hold: bool,
+        wait: bool,
+    ) -> str | None: ...
+    def count(
+        self, job: int, keys: list[bytes], arguments: list[bytes]
+    ) -> tuple[int, int | None, int | None, bool]: ...
+
+class Target:
+    """Where the messages of a task go and what they are like."""
+
+    def __new__(cls, json: str) -> Target: ...
+    def message(
+        self, task_id: str, reply_to: str, args: str, kwargs: str, options: str, *, as_tuple: bool
+    ) -> tuple[str, str, str]: ...
+
+class Desk:
+    """What the app's own `Request` and `Strategy` objects ask of the worker; see `celeriac.hosting`."""
+
+    def settle(self, ticket: int, how: str) -> None: ...
+    def call(
+        self,
+        number: int,
+        body: bytes,
+        *,
+        ticket: int | None,
+        soft_limit: float | None,
+        hard_limit: float | None,
+    ) -> None: ...
+    def terminate(self, number: int, signal: int) -> None: ...
 
 class KombuPort:
     """What kombu's thread has of a broker session; see `celeriac.kombu_bridge`."""
@@ -77,5 +119,6 @@ def run_worker(
     zygote_pid: int,
     wants_received: bool,
     bridges: list[Any] | None = None,
+    desk: Desk | None = None,
 ) -> tuple[int, bool, str | None]:
     """Runs the worker until it ends: exit status, restart, what broke it."""

@@ -21,6 +21,9 @@ from celery.exceptions import BackendStoreError
 from kombu.serialization import dumps
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
+from celeriac import chords
+from celeriac._core import CHORD_SCRIPT
+
 if TYPE_CHECKING:
     from celeriac._core import ChildPipe
 
@@ -43,6 +46,8 @@ NATIVE = {
         "mark_as_done",
         "mark_as_failure",
         "mark_as_retry",
+        "on_chord_part_return",
+        "get_key_for_group",
     ),
     ("celery.backends.filesystem", "FilesystemBackend"): (
         "_store_result",
@@ -134,6 +139,8 @@ class Job(threading.local):
     uuid: str | None = None
     #: The tracer itself stores the final state.
     final = False
+    #: The broker delivered its message before.
+    redelivered = False
 
 
 class Writer:
@@ -143,6 +150,8 @@ class Writer:
         self.pipe = pipe
         self.job = Job()
         self.custom: dict[tuple[type, str], bool] = {}
+        #: The supervisor counts members of chords, each after its result.
+        self.counts = False
         # A loader of the app's own is called after each task and may look at anything.
         self.foreign_loader = not type(app.loader).__module__.startswith("celery.")
 
@@ -165,7 +174,8 @@ class Writer:
         error = self.pipe.store(
             self.job.number,
             task_id,
-            state,
+            # `update_state(meta=...)` stores none.
+            str(state),
             document,
             key,
             expires,
@@ -185,7 +195,7 @@ class Writer:
         if not job.final or request is None or task_id != job.uuid or request.id != job.uuid:
             return True
         # A chord's part is returned after its result is stored, and the body may look that up.
-        if getattr(request, "chord", None) or self.foreign_loader:
+        if (getattr(request, "chord", None) and not self.counts) or self.foreign_loader:
             return True
         task = job.task
         if watched(signals.task_postrun, task):
@@ -307,23 +317,55 @@ def _plain_meta(backend: Any, result: Any, state: str, traceback: Any, request: 
 class _Redis(_KeyValue):
     _native_limit = REDIS_LIMIT
 
-    def on_chord_part_return(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        # Its first run may have died while it sent the body. Since 5.7 it then left a claim behind, and a part that
-        # is returned while a claim stands sends nothing, so the body would never be sent.
-        if request.group and (request.delivery_info or {}).get("redelivered"):
-            claim = self.get_key_for_group(request.group, ".c")
-            while self.client.get(claim) not in (None, b"done", "done"):
-                time.sleep(CLAIM_POLL)
-            # It may as well have died when the body was sent, which has run by now then.
-            body = dict(request.chord).get("options", {}).get("task_id")
-            if body and self.get_state(body) != states.PENDING:
-                return None
-        return super().on_chord_part_return(request, *args, **kwargs)  # type: ignore[misc]
-
     def _native_expires(self: Any, state: str) -> float | None:
         expires = getattr(self, "failure_expires", None) if state == states.FAILURE else None
         expires = self.expires if expires is None else expires
         return float(expires) if expires else None
+
+    @property
+    def _chord_part_return_script(self: Any) -> Any:
+        """Celery's call of its script comes here (5.7)."""
+        return self._count_member
+
+    def _count_member(self: Any, keys: list[Any], args: list[Any], client: Any = None) -> tuple[Any, ...]:
+        """Counts a member of a chord, once: results, members added, size, whether to send the body."""
+        texts = [ensure_bytes(key) for key in keys]
+        # Beside Celery's keys one of ours: `.o` for `.j`.
+        texts.append(texts[0].removesuffix(b".j") + b".o")
+        values = [ensure_bytes(value) if isinstance(value, (str, bytes)) else b"%d" % value for value in args]
+        writer = self.writer
+        values.append(b"%d" % writer.job.redelivered)
+        if writer.counts and writer.job.number and writer.mine():
+            ready, added, size, sends = writer.pipe.count(writer.job.number, texts, values)
+            return ready, added, None if size is None else b"%d" % size, int(sends)
+        answer: list[Any] = (client or self.client).eval(CHORD_SCRIPT, len(texts), *texts, *values)
+        return tuple(answer)
+
+    def on_chord_part_return(self: Any, request: Any, state: str, result: Any, **kwargs: Any) -> Any:
+        from celery.backends import redis
+
+        redelivered = bool((getattr(request, "delivery_info", None) or {}).get("redelivered"))
+        self.writer.job.redelivered = redelivered
+        if redelivered and request.group:
+            self._await_claim(request)
+            # Whoever sent the body may have died before that was noted; by now it has run.
+            body = dict(request.chord).get("options", {}).get("task_id")
+            if body and self.get_state(body) != states.PENDING:
+                return None
+        if hasattr(redis, "CHORD_PART_RETURN_LUA"):
+            return super().on_chord_part_return(request, state, result, **kwargs)  # type: ignore[misc]
+        return chords.on_part(self, request, state, result)
+
+    def _await_claim(self: Any, request: Any) -> None:
+        """Waits while somebody else has claimed the body: a part returned meanwhile sends nothing, and if that sender
+        is dead nobody would. Whom the script told to send may do so again at once."""
+        claim, told = (self.get_key_for_group(request.group, suffix) for suffix in (".c", ".o"))
+        index = "+inf" if request.group_index is None else request.group_index
+        member = ensure_bytes(f"{request.id}:{index}")
+        while self.client.get(claim) not in (None, b"done", "done"):
+            if ensure_bytes(self.client.get(told) or b"") == member:
+                return
+            time.sleep(CLAIM_POLL)
 
 
 class _Filesystem(_KeyValue):

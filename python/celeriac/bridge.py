@@ -17,6 +17,7 @@ from celery.utils.debug import cry
 
 from celeriac import _core, kombu_bridge, ladder
 from celeriac.commands import Commands
+from celeriac.hosting import Hosting
 from celeriac.incidents import Incidents
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def run(worker: Worker, zygote: Zygote) -> Ended:
         hooks,
         zygote_fd=zygote.socket,
         zygote_pid=zygote.pid,
-        wants_received=bool(signals.task_received.receivers),
+        wants_received=hooks.wants_received,
+        desk=worker.pool.calls.desk,
         bridges=kombu_bridge.bridges(worker.app) if ladder.broker(worker.app).rung == "python" else None,
     )
     return Ended(exitcode, restart)
@@ -57,6 +59,12 @@ class Hooks:
         self.worker = worker
         self.incidents = Incidents(worker)
         self.commands = Commands(worker)
+        self.hosting = Hosting(worker, self.incidents)
+
+    @property
+    def wants_received(self) -> bool:
+        """Whether `task_received` has receivers; Rust asks again after each notice."""
+        return bool(signals.task_received.receivers)
 
     def notice(self, text: str) -> None:
         try:
@@ -78,6 +86,11 @@ class Hooks:
                     how=fields["how"],
                     exitcode=fields["exit_code"],
                 )
+            case "revoked":
+                # What the state file is written from, and what the app's own code may look at.
+                self.worker.state.revoked.update(fields)
+            case "over":
+                self.worker.app.clock.adjust(fields["clock"])
             case "heartbeat":
                 signals.heartbeat_sent.send(sender=self.worker.consumer)
             case "listening":
@@ -110,6 +123,16 @@ class Hooks:
             return self.incidents.report(json.loads(incident), json.loads(envelope), body, pid)
         except Exception:
             logger.exception("A message could not be reported: %s", incident)
+            return None
+
+    def store_revoked(self, tasks: str) -> None:
+        self.commands.store_revoked(json.loads(tasks))
+
+    def hosted(self, event: str, envelope: str | None, data: bytes | None) -> str | None:
+        try:
+            return self.hosting.event(event, envelope, data)
+        except Exception:
+            logger.exception("A request or strategy of the app failed: %s", event)
             return None
 
     def control(self, method: str, arguments: str) -> str | None:

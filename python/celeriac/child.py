@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import faulthandler
 import json
+import logging
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -16,6 +18,7 @@ from billiard import common as billiard_common
 from billiard import util as billiard_util
 from billiard.common import human_status, reset_signals
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from billiard.pool import MaybeEncodingError
 from celery import platforms, signals
 from celery._state import _set_task_join_will_block
 from celery.app import trace
@@ -30,8 +33,9 @@ from kombu.exceptions import ContentDisallowed
 from kombu.utils import json as kombu_json
 from kombu.utils.encoding import safe_repr, safe_str
 
-from celeriac import backends, protocol1
+from celeriac import backends, continuations, protocol1
 from celeriac._core import ChildPipe
+from celeriac.properties import repeat_headers
 
 if TYPE_CHECKING:
     from celeriac.zygote import Plan
@@ -162,6 +166,9 @@ class Lane:
         self.pipe = pipe
         self.writer = writer
         self.tasks = plan.app.tasks
+        #: What runs in this lane, for those who speak to the supervisor on its behalf.
+        self.current = writer.job if writer else backends.Job()
+        self.continuations = _continuations(plan, pipe, writer, self.current)
         self.accept = serialization.prepare_accept_content(plan.app.conf.accept_content)
         # Unless somebody has put something of theirs around it, JSON without kombu's notation for other types
         # (most of it) is decoded without kombu's hook on every object.
@@ -182,7 +189,7 @@ class Lane:
                 return EX_FAILURE
             if isinstance(job, int):
                 return job
-            leave = self.job(job)
+            leave = self.call(*job) if len(job) == 2 else self.job(job)
             if leave is not None:
                 return leave
 
@@ -215,10 +222,11 @@ class Lane:
         except KeyError:
             pipe.malformed(number, f"task {name!r} is not registered in the child")
             return None
+        current = self.current
+        current.number, current.task, current.uuid = number, task, uuid
+        if self.continuations and (embed.get("chain") or embed.get("callbacks") or embed.get("chord")):
+            self.continuations.prepare(embed)
         request.update({"args": args, "kwargs": kwargs, "hostname": self.plan.hostname, "is_eager": False}, **embed)
-        if self.writer:
-            current = self.writer.job
-            current.number, current.task, current.uuid = number, task, uuid
         try:
             # From the acceptance on: that is when the soft limit begins to run.
             _interruptible = True
@@ -230,12 +238,40 @@ class Lane:
             _interruptible = False
             return self.escaped(number, task, request, exc)
         finally:
-            if self.writer:
-                self.writer.job.number = 0
+            current.number = 0
         if info is None and not isinstance(retval, ExceptionInfo):
             pipe.succeeded(number, str(retstr), runtime or 0.0)
             return None
         return self.unsuccessful(number, retval, runtime or 0.0)
+
+    def call(self, number: int, body: bytes) -> int | None:
+        """Runs what the parent process posted to the pool, as billiard does; gives an exit status when the process
+        has to go."""
+        global _interruptible
+        self.pipe.accepted(number)
+        try:
+            function, args, kwargs = pickle.loads(body)
+            _interruptible = True
+            answer = (True, function(*args, **kwargs))
+            _interruptible = False
+        except BaseException as exc:
+            _interruptible = False
+            if billiard_common._should_have_exited[0]:
+                raise
+            answer = (False, ExceptionInfo())
+            if isinstance(exc, SystemExit | KeyboardInterrupt) and self.plan.lanes == 1:
+                code, status = exit_of(exc)
+                self.pipe.answered(number, pickle.dumps(answer, pickle.HIGHEST_PROTOCOL), lost=status)
+                return code
+        try:
+            value = pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
+        except Exception as exc:
+            try:
+                raise MaybeEncodingError(exc, answer[1]) from None
+            except MaybeEncodingError:
+                value = pickle.dumps((False, ExceptionInfo()), pickle.HIGHEST_PROTOCOL)
+        self.pipe.answered(number, value)
+        return None
 
     def decode(self, content: bytes, content_type: str, content_encoding: str) -> Any:
         """What kombu makes of a body; raises what it raises."""
@@ -266,6 +302,7 @@ class Lane:
         _, _, _, headers, properties, exchange, routing_key, redelivered, *_ = job
         request: dict[str, Any] = _loads(headers)
         props: dict[str, Any] = _loads(properties)
+        repeat_headers(props, request)
         request["properties"] = props
         request["reply_to"] = props.get("reply_to")
         request["correlation_id"] = props.get("correlation_id")
@@ -286,7 +323,7 @@ class Lane:
         traceback = safe_str(einfo.traceback)
         pipe = self.pipe
         if isinstance(exc, Reject):
-            pipe.rejected(number, bool(exc.requeue), safe_str(exc.reason), traceback)
+            pipe.rejected(number, bool(exc.requeue), _as_json(exc.reason), traceback)
         elif isinstance(exc, Ignore):
             pipe.ignored(number)
         elif isinstance(exc, Retry):
@@ -315,7 +352,6 @@ class Lane:
             task.backend.mark_as_failure(
                 context.id,
                 exc,
-                einfo.traceback,
                 request=context,
                 store_result=not ignored or task.store_errors_even_if_ignored,
             )
@@ -335,15 +371,37 @@ class Lane:
 
     def exited(self, number: int, exc: BaseException) -> int:
         """The task asked for the end of its process."""
-        code: object = EX_FAILURE
-        if isinstance(exc, SystemExit):
-            code = 0 if exc.code is None else exc.code
-            code = code if isinstance(code, int) else EX_FAILURE
-            status = human_status(code)
-        else:
-            status = type(exc).__name__
+        code, status = exit_of(exc)
         self.pipe.lost(number, status)
-        return code if isinstance(code, int) else EX_FAILURE
+        return code
+
+
+def exit_of(exc: BaseException) -> tuple[int, str]:
+    """Exit status, and how billiard words it."""
+    if not isinstance(exc, SystemExit):
+        return EX_FAILURE, type(exc).__name__
+    code = 0 if exc.code is None else exc.code
+    code = code if isinstance(code, int) else EX_FAILURE
+    return code, human_status(code)
+
+
+def _continuations(
+    plan: Plan, pipe: ChildPipe, writer: backends.Writer | None, job: backends.Job
+) -> continuations.Continuations | None:
+    """Asked again, because integrations may have put something of theirs around Celery in this process."""
+    if not plan.native_continuations:
+        return None
+    rung = continuations.decide(plan.app, broker_native=True, results_native=plan.native_results)
+    if rung.native:
+        if writer:
+            writer.counts = True
+        return continuations.Continuations(plan.app, pipe, writer, job)
+    logger.log(
+        logging.WARNING if continuations.forced() else logging.DEBUG,
+        "What follows a task is sent by Celery: %s",
+        ", ".join(rung.reasons),
+    )
+    return None
 
 
 def _is_plain(text: bytes) -> bool:
@@ -355,6 +413,14 @@ def _loads(text: str) -> Any:
     if "__type__" in text or "\\u" in text:
         return kombu_json.loads(text)
     return json.loads(text)
+
+
+def _as_json(reason: Any) -> str:
+    """What a result document keeps of an exception's argument."""
+    try:
+        return str(kombu_json.dumps(reason))
+    except Exception:
+        return json.dumps(safe_repr(reason))
 
 
 def _describe(einfo: Any) -> str:

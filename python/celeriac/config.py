@@ -6,9 +6,11 @@ hosted natively; the ladder says what then.
 
 from __future__ import annotations
 
+import json
 import logging
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -41,13 +43,15 @@ def build(worker: Worker) -> dict[str, Any]:
         "hostname": worker.hostname,
         "broker": broker(app),
         "queues": [queue(one) for one in app.amqp.queues.consume_from.values()],
-        "create_missing_queues": bool(conf.task_create_missing_queues),
         "backend": backend(app, native=ladder.backend(app).rung == "native"),
         "pool": pool(worker),
         "prefetch_multiplier": max(worker.prefetch_multiplier, 0),
         "disable_prefetch": bool(conf.get("worker_disable_prefetch")),
         "eta_task_limit": conf.get("worker_eta_task_limit"),
-        "tasks": {name: task_policy(task, rates=not worker.disable_rate_limits) for name, task in app.tasks.items()},
+        "rate_limits": not worker.disable_rate_limits,
+        "revoked": [str(task_id) for task_id in worker.state.revoked],
+        "clock": app.clock.value,
+        "tasks": {name: task_policy(task) for name, task in app.tasks.items()},
         "accept_content": accept_content(conf.accept_content),
         "timezone": timezone(app),
         "time_limit": worker.time_limit,
@@ -168,6 +172,8 @@ def _verification(value: Any) -> Any:
 
 def queue(entity: Queue) -> dict[str, Any]:
     """A queue as kombu would declare it, `topology::Queue`."""
+    # A bound queue is a copy, and one with bindings loses in it the default exchange that Celery gives every queue.
+    entity = copy(entity)
     arguments = to_rabbitmq_queue_arguments(
         entity.queue_arguments or {},
         expires=entity.expires,
@@ -186,7 +192,18 @@ def queue(entity: Queue) -> dict[str, Any]:
         "no_ack": bool(entity.no_ack),
         "arguments": _arguments(arguments, entity),
         "consumer_arguments": _arguments(entity.consumer_arguments, entity),
+        "alias": entity.alias,
+        "shown": _shown(entity),
     }
+
+
+def _shown(entity: Queue) -> dict[str, Any] | None:
+    """A queue as `inspect active_queues` shows it; none where JSON cannot."""
+    try:
+        shown: dict[str, Any] = json.loads(json.dumps(entity.as_dict(recurse=True), default=_plain))
+    except (TypeError, ValueError):
+        return None
+    return shown
 
 
 def _bindings(entity: Queue) -> Iterator[dict[str, Any]]:
@@ -231,7 +248,7 @@ def _arguments(arguments: Mapping[str, Any] | None, entity: Queue | Exchange) ->
 # --- tasks ---
 
 
-def task_policy(task: Task, *, rates: bool = True) -> dict[str, Any]:
+def task_policy(task: Task) -> dict[str, Any]:
     """`TaskPolicy`: what the attributes of a task say about settling and limits."""
     both = task.acks_on_failure_or_timeout
     return {
@@ -243,8 +260,10 @@ def task_policy(task: Task, *, rates: bool = True) -> dict[str, Any]:
         "retry_on_worker_lost": bool(getattr(task, "retry_on_worker_lost", False)),
         "time_limit": task.time_limit,
         "soft_time_limit": task.soft_time_limit,
-        "rate_limit": rate_limit(task) if rates else None,
+        "rate_limit": rate_limit(task),
+        "rate_limit_text": None if task.rate_limit is None else str(task.rate_limit),
         "ignore_result": bool(task.ignore_result),
+        "hosting": ladder.hosting(task),
     }
 
 
@@ -327,6 +346,8 @@ def control(app: Celery) -> dict[str, Any] | None:
         # New in 5.6; before, the queue was neither.
         "queue_exclusive": bool(conf.get("control_queue_exclusive", False)),
         "queue_durable": bool(conf.get("control_queue_durable", False)),
+        # Requests are read in whatever `accept_content` allows, replies are written in this.
+        "serializer": conf.task_serializer,
     }
 
 

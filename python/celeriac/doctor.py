@@ -31,6 +31,11 @@ class Patient(Worker):
         self.refused = []
         super().on_before_init(**kwargs)
 
+    def setup_defaults(self, **kwargs: Any) -> None:
+        """A running worker may have the state file open."""
+        super().setup_defaults(**kwargs)
+        self.statedb = None
+
     def refuse(self, reasons: list[str]) -> None:
         """Notes the reasons and goes on."""
         self.refused += reasons

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,12 @@ from celery.backends.redis import RedisBackend
 from celery.exceptions import NotRegistered, Reject, Retry, TimeLimitExceeded, WorkerLostError
 from celery.utils.saferepr import saferepr
 from celery.worker.request import Request
+from kombu.exceptions import OperationalError
 from kombu.message import Message
 from kombu.serialization import prepare_accept_content
+from kombu.utils import json as kombu_json
+
+from celeriac.properties import repeat_headers
 
 if TYPE_CHECKING:
     from celeriac.worker import Worker
@@ -29,14 +34,16 @@ class Settled(Message):  # type: ignore[misc]
     """A kombu message whose settling is Rust's business."""
 
     def __init__(self, envelope: dict[str, Any], body: bytes, accept: set[str]) -> None:
+        headers, properties = envelope["headers"] or {}, envelope["properties"] or {}
+        repeat_headers(properties, headers)
         super().__init__(
             body=body,
             delivery_tag=None,
             content_type=envelope["content_type"],
             content_encoding=envelope["content_encoding"],
             delivery_info=envelope["delivery_info"],
-            headers=envelope["headers"] or {},
-            properties=envelope["properties"] or {},
+            headers=headers,
+            properties=properties,
             accept=accept,
             channel=None,
         )
@@ -54,6 +61,9 @@ class Incidents:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.app = worker.app
+        self.accept: set[str] = prepare_accept_content(worker.app.conf.accept_content)
+        #: The request classes of tasks that have one of their own.
+        self.classes: dict[str, Any] = {}
 
     # --- what Rust calls ---------------------------------------------------------------------------
 
@@ -147,6 +157,10 @@ class Incidents:
         expired: bool,
     ) -> None:
         request = self._request(envelope, body)
+        signum = signal_of(signal)
+        if request.task.name in self.classes:
+            request._announce_revoked(reason, terminated, signum, expired)
+            return
         request.task.backend.mark_as_revoked(
             request.id, reason, request=request._context, store_result=request.store_errors
         )
@@ -154,7 +168,7 @@ class Incidents:
             sender=request.task,
             request=request._context,
             terminated=terminated,
-            signum=signal,
+            signum=signum,
             expired=expired,
         )
 
@@ -163,7 +177,7 @@ class Incidents:
     ) -> str | None:
         request = self._request(envelope, body, pid)
         exc = WorkerLostError(f"Worker exited prematurely: {status}.")
-        einfo = _einfo(exc)
+        einfo = einfo_of(exc)
         task = request.task
         stored: Any = getattr(request, "_success_was_stored", lambda: False)()
         # Only a chord's part is returned after the result is stored. Where returning it twice counts once the task
@@ -197,7 +211,7 @@ class Incidents:
         if requeued:
             return
         exc = TimeLimitExceeded(seconds)
-        einfo = _einfo(exc)
+        einfo = einfo_of(exc)
         task = request.task
         # Once: as in 5.7 every hook of a failure runs, and unlike it none runs twice.
         self._fail(request, exc, einfo)
@@ -210,8 +224,19 @@ class Incidents:
         self, envelope: dict[str, Any], body: bytes, pid: int | None, exception: str, traceback: str
     ) -> None:
         request = self._request(envelope, body, pid)
-        exc = Reject(exception, requeue=False)
-        self._fail(request, exc, _einfo(exc))
+        try:
+            reason = kombu_json.loads(exception)
+        except ValueError:
+            reason = exception
+        exc = Reject(reason, requeue=False)
+        self._fail(request, exc, einfo_of(exc))
+
+    def _unsent(self, envelope: dict[str, Any], body: bytes, pid: int | None, reason: str) -> None:
+        request = self._request(envelope, body, pid)
+        exc = OperationalError(reason)
+        einfo = einfo_of(exc)
+        self._fail(request, exc, einfo)
+        self._handler_error(exc, einfo)
 
     def _cancelled(self, envelope: dict[str, Any], body: bytes, pid: int | None) -> None:
         request = self._request(envelope, body, pid)
@@ -243,12 +268,12 @@ class Incidents:
         logger.error("Task handler raised error: %r", exc, exc_info=einfo.exc_info)
 
     def _message(self, envelope: dict[str, Any], body: bytes) -> Settled:
-        return Settled(envelope, body, prepare_accept_content(self.app.conf.accept_content))
+        return Settled(envelope, body, self.accept)
 
     def _request(self, envelope: dict[str, Any], body: bytes, pid: int | None = None) -> Any:
         message = self._message(envelope, body)
         task = self.app.tasks[message.headers["task"]]
-        request = Request(
+        request = self.classes.get(task.name, Request)(
             message,
             app=self.app,
             hostname=self.worker.hostname,
@@ -287,6 +312,14 @@ class _Anonymous:
         self.children: list[Any] = []
 
 
+def signal_of(number: int | None) -> int | None:
+    """As receivers of Celery's signals know it: with a name."""
+    try:
+        return signal.Signals(number) if number is not None else None
+    except ValueError:
+        return number
+
+
 def _raised(exc: BaseException) -> Any:
     try:
         raise exc
@@ -294,7 +327,7 @@ def _raised(exc: BaseException) -> Any:
         return sys.exc_info()
 
 
-def _einfo(exc: BaseException) -> Any:
+def einfo_of(exc: BaseException) -> Any:
     try:
         raise exc
     except BaseException:

@@ -271,10 +271,21 @@ class Link:
         # One bound for all queues, wherever the broker can be told so.
         self.channel.basic_qos(0, count, not self.connection.qos_semantics_matches_spec)
 
-    def consume(self, queue: str) -> None:
-        known = self.queue(json.loads(queue))
-        if known.name not in self.consumers:
-            self.add(known)
+    def consume(self, arguments: tuple[int, str]) -> None:
+        number, queue = arguments
+        try:
+            known = self.queue(json.loads(queue))
+            if known.name not in self.consumers:
+                # A refusal closes the channel that it comes on.
+                with self.connection.channel() as scratch:
+                    known.bind(scratch).declare()
+                self.add(known)
+        except Exception as error:
+            self.port.answer(number, text_of(error))
+            if isinstance(error, self.connection.connection_errors):
+                raise
+        else:
+            self.port.answer(number, None)
 
     def cancel(self, name: str) -> None:
         consumer = self.consumers.pop(name, None)

@@ -17,6 +17,8 @@ from celery import bootsteps, signals
 from celery.exceptions import ImproperlyConfigured
 
 from celeriac import _core, backends
+from celeriac import continuations as going_on
+from celeriac.delayed import refusal
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -39,10 +41,12 @@ DEFAULT_CONSUMER = "celery.worker.consumer:Consumer"
 DEFAULT_STRATEGY = "celery.worker.strategy:default"
 DEFAULT_REQUEST = "celery.worker.request:Request"
 
+#: Whether messages of a task go through objects of the app's own in the parent process (`celeriac.hosting`).
+Hosting = Literal["native", "request", "strategy"]
+
 #: Settings whose effect does not exist yet and whose loss breaks no task: one warning at start names them.
 WITHOUT_EFFECT = {
     "worker_send_task_events": "no events are sent",
-    "worker_state_db": "revoked tasks are forgotten when the worker ends",
 }
 
 
@@ -77,7 +81,7 @@ def concerns(worker: Worker) -> list[Decision]:
         _content(app),
         _execution(app),
         backend(app),
-        _continuations(app),
+        continuations(app),
         Decision("schedule", "python", ["beat is Celery's: run `celeriac beat` beside the worker"]),
         _logging(),
     ]
@@ -134,17 +138,12 @@ def _execution(app: Celery) -> Decision:
     return Decision("execution", "python", reasons)
 
 
-def _continuations(app: Celery) -> Decision:
-    reasons = ["callbacks, chains and chords are sent by Celery in the child"]
-    for name in ("before_task_publish", "after_task_publish"):
-        reasons += [f"{name} has a receiver: {receiver}" for receiver in receivers(getattr(signals, name))]
-    routes = app.conf.task_routes or ()
-    for route in routes if isinstance(routes, (list, tuple)) else [routes]:
-        if callable(route):
-            reasons.append(f"task_routes has a function: {name_of(route)}")
-    if "send_task" in vars(type(app)) and type(app).__module__ != "celery.app.base":
-        reasons.append(f"{name_of(type(app))} overrides send_task")
-    return Decision("continuations", "python", reasons)
+def continuations(app: Celery) -> Decision:
+    """Native where the supervisor can publish what follows a task exactly as Celery would."""
+    native, reasons = going_on.decide(
+        app, broker_native=broker(app).rung == "native", results_native=backend(app).rung == "native"
+    )
+    return Decision("continuations", "native" if native else "python", reasons)
 
 
 def _logging() -> Decision:
@@ -159,7 +158,7 @@ def _logging() -> Decision:
 def tasks(worker: Worker) -> list[Decision]:
     """Every task of the app but Celery's own, with what it has of its own."""
     return [
-        Decision(name, "python", _peculiarities(task))
+        Decision(name, "python", [*_peculiarities(task), *_sent_by_celery(task)])
         for name, task in sorted(worker.app.tasks.items())
         if not name.startswith("celery.")
     ]
@@ -187,6 +186,11 @@ def _peculiarities(task: Task) -> list[str]:
     # Celery itself wraps `__call__` of the plain class while a worker runs.
     if overridden:
         reasons.append(f"{name_of(type(task).__mro__[1])} overrides {', '.join(overridden)}")
+    match hosting(task):
+        case "strategy":
+            reasons.append(f"Strategy is {name_of(task.Strategy)}: the parent process hands it each message")
+        case "request":
+            reasons.append(f"Request is {name_of(task.Request)}: the parent process makes one for each message")
     if task.__trace__ is not None:
         reasons.append(f"__trace__ is {name_of(task.__trace__)}")
     if getattr(task, "autoretry_for", None):
@@ -194,6 +198,17 @@ def _peculiarities(task: Task) -> list[str]:
     if name_of(type(task.backend)) != name_of(type(task.app.backend)):
         reasons.append(f"backend is {name_of(type(task.backend))}")
     return reasons
+
+
+def hosting(task: Task) -> Hosting:
+    """Whose objects the task's messages go through; a strategy makes its requests itself."""
+    if name_of(task.Strategy) != DEFAULT_STRATEGY:
+        return "strategy"
+    return "native" if name_of(task.Request) == DEFAULT_REQUEST else "request"
+
+
+def _sent_by_celery(task: Task) -> list[str]:
+    return [f"Celery sends it where it follows a task: {reason}" for reason in going_on.of_task(task)]
 
 
 def receivers(signal: Any) -> list[str]:
@@ -221,7 +236,12 @@ def refused_pool_setting(app: Celery) -> list[str]:
 
 def refused_app(worker: Worker) -> list[str]:
     """What the app has that celeriac cannot host, each with what to do."""
-    return [*_refused_settings(worker), *_refused_tasks(worker), *_refused_steps(worker)]
+    return [
+        *_refused_settings(worker),
+        *_refused_tasks(worker),
+        *_refused_steps(worker),
+        *_refused_continuations(worker),
+    ]
 
 
 def pool_kind(pool_class: Any) -> str | None:
@@ -247,12 +267,38 @@ def _refused_settings(worker: Worker) -> Iterator[str]:
         )
 
 
+def _refused_continuations(worker: Worker) -> Iterator[str]:
+    wanted = going_on.forced()
+    if wanted not in (None, "native", "python"):
+        yield f"{going_on.SWITCH}={wanted}: it is `native` or `python`."
+    if wanted == "native":
+        decision = continuations(worker.app)
+        if decision.rung != "native":
+            reasons = ", ".join(decision.reasons)
+            yield f"{going_on.SWITCH}=native, and this app needs Celery's own code ({reasons}): unset it."
+
+
 def _refused_tasks(worker: Worker) -> Iterator[str]:
+    from celery.worker.request import Request
+    from kombu.utils.imports import symbol_by_name
+
     for name, task in sorted(worker.app.tasks.items()):
-        for attribute, usual in (("Strategy", DEFAULT_STRATEGY), ("Request", DEFAULT_REQUEST)):
-            own = name_of(getattr(task, attribute))
-            if own != usual:
-                yield f"task {name} sets {attribute} to {own}, which celeriac does not run: {RUN_CELERY}."
+        if hosting(task) == "native":
+            continue
+        for attribute in ("Strategy", "Request"):
+            own = getattr(task, attribute)
+            try:
+                found = symbol_by_name(own)
+            except Exception as error:
+                yield f"task {name} sets {attribute} to {own!r}, which cannot be imported ({error}): correct the name."
+                continue
+            if not callable(found):
+                yield f"task {name} sets {attribute} to {own!r}, which cannot be called: correct it."
+            elif attribute == "Request" and not (isinstance(found, type) and issubclass(found, Request)):
+                yield (
+                    f"task {name} sets Request to {name_of(found)}, which is no subclass of {DEFAULT_REQUEST}: "
+                    f"make it one, or {RUN_CELERY}."
+                )
 
 
 def _refused_steps(worker: Worker) -> Iterator[str]:
@@ -266,7 +312,8 @@ def _refused_steps(worker: Worker) -> Iterator[str]:
 
 def refused_queues(worker: Worker) -> list[str]:
     """Queues that cannot be consumed. Asked last: `celeryd_after_setup` may still change them."""
-    return [
+    delayed = refusal(worker.app)
+    return ([delayed] if delayed else []) + [
         f"queue {queue.name} has on_declared, which celeriac does not call: remove it, or {RUN_CELERY}."
         for queue in worker.app.amqp.queues.consume_from.values()
         if queue.on_declared is not None

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from celery.exceptions import InvalidTaskError
+from celery.utils.saferepr import saferepr
 from celery.worker import strategy
 from kombu import serialization
 from kombu.utils import json as kombu_json
@@ -43,10 +44,16 @@ def translate(body: Any, headers: dict[str, Any], content_type: str) -> Translat
     if not isinstance(body, Mapping):
         raise NotATask("its body is no mapping")
     message = SimpleNamespace(headers=headers)
-    if "task" in headers:
-        if "args" not in body:
-            raise InvalidTaskError("the body is neither [args, kwargs, options] nor a mapping with args")
+    if "args" in body and ("task" in headers or "task" in body):
+        # As in 5.7: whatever has arguments is taken for a hybrid.
         payload, made, _, utc = strategy.hybrid_to_proto2(message, body)
+        # More than Celery keeps: the order of a chord's members, and what the arguments look like.
+        if "group_index" in body:
+            made.setdefault("group_index", body["group_index"])
+        made["argsrepr"] = made["argsrepr"] or saferepr(payload[0])
+        made["kwargsrepr"] = made["kwargsrepr"] or saferepr(payload[1])
+    elif "task" in headers:
+        raise InvalidTaskError("the body is neither [args, kwargs, options] nor a mapping with args")
     elif "task" in body:
         payload, made, _, utc = strategy.proto1_to_proto2(message, dict(body))
     else:

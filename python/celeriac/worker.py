@@ -11,7 +11,8 @@ import atexit
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -20,14 +21,17 @@ from celery._state import _set_task_join_will_block
 from celery.apps import worker as apps_worker
 from celery.exceptions import WorkerShutdown
 from celery.utils.log import worker_logger as logger
-from celery.utils.nodenames import node_format
 from celery.worker import components
 from celery.worker.consumer import Consumer
 
-from celeriac import config, ladder, zygote
+from celeriac import config, hosting, ladder, zygote
+from celeriac.delayed import DelayedDelivery
+from celeriac.statefile import StateFile
 
 #: Exit status of a worker whose app asks for what celeriac cannot do; as for other usage errors.
 EX_REFUSED = 2
+
+TERM = signal.SIGTERM
 
 #: Handled by Rust once the core runs; until then they are noted, so that an early stop is a stop.
 EARLY_SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT")
@@ -45,7 +49,22 @@ class PoolStandIn:
         self.limit: int = worker.concurrency
         #: Process ids of the children, kept by the bridge.
         self.pids: list[int] = []
+        self.calls = hosting.Calls()
         self._worker = worker
+
+    def apply_async(
+        self,
+        target: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> hosting.Applied:
+        """Has a child run a function that can be pickled; limits and callbacks as in Celery's pools."""
+        return self.calls.post(target, args, kwargs, options)
+
+    def terminate_job(self, pid: int, signal: int | None = None) -> None:
+        """Kills a child, if it runs what came through `apply_async`."""
+        self.calls.terminate(pid, signal or TERM)
 
     @property
     def num_processes(self) -> int:
@@ -66,11 +85,10 @@ class PoolStandIn:
         }
 
 
-class ConsumerStandIn:
+class ConsumerStandIn(hosting.Limits):
     """What boot steps and the receivers of `worker_ready` see as the consumer."""
 
     hub = None
-    qos = None
     task_consumer = None
     gossip = None
 
@@ -85,6 +103,8 @@ class ConsumerStandIn:
         self.prefetch_multiplier = worker.prefetch_multiplier
         self.disable_rate_limits = worker.disable_rate_limits
         self.strategies: dict[str, Any] = {}
+        self.qos = hosting.Prefetch()
+        self.task_buckets: dict[str, Any] = defaultdict(lambda: None)
         self.on_task_message: set[Any] = set()
         self.conninfo = worker.app.connection_for_read()
         self.connection_errors = self.conninfo.connection_errors
@@ -95,6 +115,7 @@ class ConsumerStandIn:
         self.blueprint = ConsumerBlueprint(steps=worker.app.steps["consumer"])
         self._worker = worker
         self._was_ready = False
+        self._delayed_delivery = DelayedDelivery(self)
 
     def apply_steps(self, **options: Any) -> None:
         """Makes the app's own consumer steps."""
@@ -104,6 +125,7 @@ class ConsumerStandIn:
         """The core has a broker connection. Steps get a connection of kombu's, made when it is used."""
         if self.connection is None:
             self.connection = self.app.connection_for_read()
+        self._delayed_delivery.connected()
 
     def ready(self) -> None:
         """The core consumes: the first time the app's steps are started and `worker_ready` is sent."""
@@ -162,6 +184,16 @@ class TimerStep(components.Timer):  # type: ignore[misc]
             timer.ensure_started()
 
 
+class StateStep(components.StateDB):  # type: ignore[misc]
+    """Takes the place of Celery's step for the state file, under its name."""
+
+    name = components.StateDB.name
+
+    def create(self, w: Worker) -> None:
+        """Opens and reads the file."""
+        w.state_file = StateFile(w)
+
+
 class PoolStep(components.Pool):  # type: ignore[misc]
     """Takes the place of Celery's pool step, under its name."""
 
@@ -198,7 +230,13 @@ class ConsumerStep(components.Consumer):  # type: ignore[misc]
         from celeriac import bridge
 
         assert w.zygote is not None, "forked in on_start"
-        ended = bridge.run(w, w.zygote)
+        try:
+            ended = bridge.run(w, w.zygote)
+        except ladder.Refused as refused:
+            logger.critical("%s", refused.message)
+            raise WorkerShutdown(EX_REFUSED) from None
+        # Before anything that is registered for the exit, as a restart is.
+        w.save_state()
         if ended.restart:
             # Celery's own way of restarting on SIGHUP: at exit this process becomes a new worker.
             apps_worker.safe_say(f"Restarting celery worker ({' '.join(sys.argv)})", sys.__stdout__)
@@ -211,6 +249,8 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
 
     #: Configuration of the core, as `celeriac.config.build` makes it; there once the queues are known.
     core_config: dict[str, Any] | None = None
+    #: Where the settings name one.
+    state_file: StateFile | None = None
     #: What `celeriac.zygote.start` gave.
     zygote: zygote.Zygote | None = None
     #: Signals that came before the core was started, in order.
@@ -219,10 +259,15 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
     core_listens = False
 
     class Blueprint(apps_worker.Worker.Blueprint):  # type: ignore[misc]
-        """Celery's worker steps and the app's, with ours in the place of three."""
+        """Celery's worker steps and the app's, with ours in the place of four."""
 
         replaced = MappingProxyType(
-            {components.Timer: TimerStep, components.Pool: PoolStep, components.Consumer: ConsumerStep}
+            {
+                components.Timer: TimerStep,
+                components.StateDB: StateStep,
+                components.Pool: PoolStep,
+                components.Consumer: ConsumerStep,
+            }
         )
 
         def _finalize_steps(self, steps: dict[str, Any]) -> Sequence[Any]:
@@ -232,17 +277,8 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
     def on_before_init(self, **kwargs: Any) -> None:
         """First thing: options that cannot be served are refused before anything of the app is asked."""
         self.early_signals = []
-        state_file = kwargs.get("statedb")
-        if state_file and state_file == node_format(self.app.conf.worker_state_db, self.hostname):
-            # The command line repeats the setting here, which is only warned about.
-            kwargs["statedb"] = None
         self.refuse(ladder.refused_options(kwargs))
         super().on_before_init(**kwargs)
-
-    def setup_defaults(self, **kwargs: Any) -> None:
-        """Celery's, without the state file, which has no effect yet."""
-        super().setup_defaults(**kwargs)
-        self.statedb = None
 
     def should_use_eventloop(self) -> bool:
         """Boot steps get Celery's threaded timer: there is no kombu event loop."""
@@ -285,6 +321,11 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         self.core_listens = True
         for name in self.early_signals:
             os.kill(os.getpid(), getattr(signal, name))
+
+    def save_state(self) -> None:
+        """Writes the state file, where there is one."""
+        if self.state_file is not None:
+            self.state_file.save()
 
     def stopped_early(self) -> WorkerShutdown:
         """Told to stop before the core ran: it need not start. Exit statuses as the core's."""

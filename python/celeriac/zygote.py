@@ -25,7 +25,7 @@ from celery import platforms, signals
 from celery.concurrency.asynpool import AsynPool
 from celery.utils.log import get_logger
 
-from celeriac import child
+from celeriac import child, ladder
 
 logger = get_logger("celery.pool")
 
@@ -66,6 +66,8 @@ class Plan:
     watch_memory: bool = False
     #: Whether results go through the supervisor (`celeriac.backends.decide`).
     native_results: bool = False
+    #: Whether callbacks and chain steps go through the supervisor (`celeriac.continuations.decide`).
+    native_continuations: bool = False
 
     @classmethod
     def of(cls, app: Any, hostname: str, config: dict[str, Any]) -> Plan:
@@ -79,6 +81,7 @@ class Plan:
             lanes=pool["concurrency"] if kind == "threads" else 1,
             watch_memory=pool["max_memory_per_child"] is not None,
             native_results=config["backend"]["native"],
+            native_continuations=ladder.continuations(app).rung == "native",
         )
 
 

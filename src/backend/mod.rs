@@ -47,6 +47,28 @@ impl Record {
     }
 }
 
+/// A member of a chord to be counted: keys and arguments of the script that counts it (`redis/chord.lua`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// Its keys.
+    pub keys: Vec<Bytes>,
+    /// Its arguments.
+    pub arguments: Vec<Bytes>,
+}
+
+/// What the script answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Members whose results are there; -1 when the body was sent before.
+    pub ready: i64,
+    /// Members that were added to the chord after it was sent.
+    pub added: Option<i64>,
+    /// Members that it was sent with; none when nobody knows of the chord.
+    pub size: Option<i64>,
+    /// Whether whoever asked is to send the body.
+    pub sends: bool,
+}
+
 /// Celery's key of a task's result, without any prefix of the configuration.
 pub fn key_of(task_id: &str) -> String {
     format!("celery-task-meta-{task_id}")
@@ -61,6 +83,16 @@ pub trait ResultBackend: Send + Sync {
     /// Writes results in this order. A stored `SUCCESS` is never overwritten (Celery: the first SUCCESS wins).
     /// The answer holds one entry a record; a retryable error means none of the failed ones was written.
     async fn store(&self, records: &[Record]) -> Vec<Result<(), BackendError>>;
+
+    /// Counts members of chords; one answer a member, as for [`ResultBackend::store`]. May be asked twice.
+    async fn count(&self, parts: &[Part]) -> Vec<Result<Counted, BackendError>> {
+        let refused = || BackendError::Refused {
+            address: self.address(),
+            what: "a member of a chord".to_owned(),
+            reason: "chords are not counted here".to_owned(),
+        };
+        parts.iter().map(|_| Err(refused())).collect()
+    }
 
     /// The stored document of a task, if there is one. Not all backends can (rpc cannot).
     ///

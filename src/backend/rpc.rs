@@ -88,6 +88,7 @@ impl Rpc {
                 })),
                 body: record.document.clone(),
             },
+            declare: None,
         }
     }
 

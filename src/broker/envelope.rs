@@ -381,6 +381,7 @@ mod tests {
             exchange_type: None,
             routing_key: "rk".to_owned(),
             message,
+            declare: None,
         };
         let (text, priority) = write(&publication, true).unwrap();
         assert_eq!(priority, 6);

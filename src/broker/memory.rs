@@ -15,8 +15,9 @@ use tokio::task::JoinSet;
 use super::topology::{Queue, topic_matches};
 use super::{
     Broker, COMMAND_CAPACITY, Capabilities, Command, Consume, Delivery, EVENT_CAPACITY, Event, Handle,
-    Publication, Session, Settlement, Tag,
+    Publication, Remembrance, Session, Settlement, Tag,
 };
+use crate::clock;
 use crate::error::BrokerError;
 use crate::protocol::{DeliveryInfo, Message};
 
@@ -55,6 +56,8 @@ struct State {
     queues: HashMap<String, VecDeque<Stored>>,
     exchanges: HashMap<String, Vec<Bound>>,
     held: HashMap<Tag, Held>,
+    /// What is kept for the workers to come, with the time at which it is forgotten.
+    remembered: Vec<(String, f64)>,
 }
 
 /// A message in a queue.
@@ -98,6 +101,7 @@ impl MemoryBroker {
             exchange_type: None,
             routing_key: queue.to_owned(),
             message,
+            declare: None,
         });
     }
 
@@ -119,7 +123,7 @@ fn next() -> u64 {
 #[async_trait]
 impl Broker for MemoryBroker {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { settles_across_sessions: true, parks: true, fanout: true }
+        Capabilities { settles_across_sessions: true, parks: true, fanout: true, remembers: true }
     }
 
     fn address(&self) -> String {
@@ -143,13 +147,18 @@ impl Broker for MemoryBroker {
             hub.change(|state| state.bind(&exchange, bound));
             Mailbox { hub: Arc::clone(hub), exchange, queue }
         });
+        let remembered = hub.lock().recall();
+        if !remembered.is_empty() {
+            // The channel is new: there is room.
+            let _ = event_sender.try_send(Event::Remembered(remembered));
+        }
         let consumer = Consumer {
             worker: Arc::clone(&self.worker),
             number: self.worker.sessions.fetch_add(1, Ordering::Relaxed),
             queues: consume.queues.iter().map(|queue| queue.name.clone()).collect(),
             mailbox,
             prefetch: consume.prefetch as usize,
-            paused: false,
+            paused: consume.paused,
             unparked: HashSet::new(),
             events: event_sender,
         };
@@ -196,6 +205,9 @@ impl Hub {
 
     fn publish(&self, publication: &Publication) {
         self.change(|state| {
+            if let Some(queue) = &publication.declare {
+                state.declare(queue);
+            }
             for queue in state.route(&publication.exchange, &publication.routing_key) {
                 let info = DeliveryInfo {
                     exchange: publication.exchange.clone(),
@@ -211,6 +223,26 @@ impl Hub {
 }
 
 impl State {
+    fn remember(&mut self, remembrance: Remembrance) {
+        let now = clock::now();
+        self.remembered.retain(|(_, until)| *until > now);
+        for (text, keep) in remembrance.entries {
+            let before = self.remembered.iter().position(|(known, _)| *known == text);
+            let before = before.map_or(now, |index| self.remembered.swap_remove(index).1);
+            self.remembered.push((text, before.max(now + keep)));
+        }
+        self.remembered.sort_by(|(_, one), (_, other)| one.total_cmp(other));
+        let surplus = self.remembered.len().saturating_sub(remembrance.most);
+        if remembrance.most > 0 {
+            self.remembered.drain(..surplus);
+        }
+    }
+
+    fn recall(&self) -> Vec<String> {
+        let now = clock::now();
+        self.remembered.iter().filter(|(_, until)| *until > now).map(|(text, _)| text.clone()).collect()
+    }
+
     fn bind(&mut self, exchange: &str, bound: Bound) {
         let bindings = self.exchanges.entry(exchange.to_owned()).or_default();
         if !bindings.contains(&bound) {
@@ -344,14 +376,18 @@ impl Consumer {
             }),
             Command::Unpark(tags) => self.unparked.extend(tags),
             Command::Prefetch(count) => self.prefetch = count as usize,
-            Command::Consume(queue) => {
+            Command::Consume(queue, answer) => {
                 hub.change(|state| state.declare(&queue));
                 if !self.queues.contains(&queue.name) {
                     self.queues.push_back(queue.name);
                 }
+                // Nobody may be left to hear it.
+                let _ = answer.send(Ok(()));
             }
             Command::Cancel(name) => self.queues.retain(|queue| *queue != name),
             Command::Pause => self.paused = true,
+            Command::Resume => self.paused = false,
+            Command::Remember(remembrance) => hub.change(|state| state.remember(remembrance)),
             Command::Publish(publication, answer) => {
                 hub.publish(&publication);
                 // Nobody may be left to hear it.

@@ -39,6 +39,8 @@ pub struct Capabilities {
     pub parks: bool,
     /// Remote control works: the broker can send one message to all workers.
     pub fanout: bool,
+    /// [`Command::Remember`] works: what one worker is told survives all of them.
+    pub remembers: bool,
 }
 
 /// A kind of broker at one address. Cheap to clone behind an [`Arc`]; holds no connection.
@@ -66,6 +68,8 @@ pub struct Consume {
     pub queues: Vec<Queue>,
     /// Most deliveries that may be unsettled at once, parked ones not counted; 0: no bound.
     pub prefetch: u32,
+    /// Nothing is fetched before [`Command::Resume`]. Brokers that do not park may ignore it.
+    pub paused: bool,
     /// The exchange of remote control (`celery.pidbox`), or none when it is off.
     pub control: Option<Control>,
     /// Tags that the worker still holds of earlier sessions, those included that it will settle in this one; only where
@@ -86,6 +90,13 @@ pub struct Control {
     pub queue_exclusive: bool,
     /// Whether the queue survives a restart of the broker.
     pub queue_durable: bool,
+    /// `task_serializer`, in which replies are written. Only JSON is written here.
+    #[serde(default = "json")]
+    pub serializer: String,
+}
+
+fn json() -> String {
+    "json".to_owned()
 }
 
 /// One live connection. Dropping it ends its tasks at once.
@@ -110,6 +121,9 @@ pub enum Event {
     Deliveries(Vec<Delivery>),
     /// A remote control message: its JSON body and headers.
     Control(Message),
+    /// What [`Command::Remember`] left with the broker, in the order in which it is to be forgotten; never empty.
+    /// Comes before the first deliveries of a session.
+    Remembered(Vec<String>),
     /// The broker no longer knows these tags (their lease was lost): their outcome must not be settled.
     Forgotten(Vec<Tag>),
     /// The connection is gone; nothing follows.
@@ -134,17 +148,31 @@ pub enum Command {
     Unpark(Vec<Tag>),
     /// Changes how many deliveries may be unsettled.
     Prefetch(u32),
-    /// Consumes one more queue, declaring it first.
-    Consume(Box<Queue>),
+    /// Consumes one more queue, declaring it first; the answer comes when the broker has agreed or refused. A
+    /// refusal leaves the session as it was.
+    Consume(Box<Queue>, oneshot::Sender<Result<(), BrokerError>>),
     /// Stops consuming a queue.
     Cancel(String),
     /// Stops fetching from all queues at once; settling, publishing and control go on.
     Pause,
+    /// Fetches again; only where [`Capabilities::parks`].
+    Resume,
+    /// Keeps texts for the workers to come; only where [`Capabilities::remembers`].
+    Remember(Remembrance),
     /// Publishes a message; the answer comes when the broker has it (confirms on AMQP).
     Publish(Box<Publication>, oneshot::Sender<Result<(), BrokerError>>),
     /// Carries out everything before this, gives back what is still held, closes the connection and answers. On AMQP
     /// closing the channel requeues.
     Close(oneshot::Sender<()>),
+}
+
+/// Texts that the broker keeps for the workers to come, of this or any later time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Remembrance {
+    /// Each text and for how many seconds from now; infinity: for ever. Said again it lasts longer, never shorter.
+    pub entries: Vec<(String, f64)>,
+    /// Most that are kept, those that end first go first; 0: no bound.
+    pub most: usize,
 }
 
 /// What the broker is told of one delivery.
@@ -172,6 +200,8 @@ pub struct Publication {
     /// What to publish. `delivery_mode`, `priority`, `expiration`, `reply_to` and `correlation_id` are read
     /// from the properties.
     pub message: Message,
+    /// The queue that it is for, where nobody may have declared it yet: declared first, once a connection.
+    pub declare: Option<Arc<Queue>>,
 }
 
 /// A message with the handle that settles it, once.

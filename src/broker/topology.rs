@@ -70,6 +70,12 @@ pub struct Queue {
     /// Arguments of the consumer.
     #[serde(default)]
     pub consumer_arguments: Map<String, Value>,
+    /// Another name that users know it by: that of a broadcast, whose queues have names of their own.
+    #[serde(default)]
+    pub alias: Option<String>,
+    /// What `inspect active_queues` shows of it, where the app knows more than what is declared.
+    #[serde(default)]
+    pub shown: Option<Value>,
 }
 
 fn yes() -> bool {
@@ -98,7 +104,14 @@ impl Queue {
             no_ack: false,
             arguments: Map::new(),
             consumer_arguments: Map::new(),
+            alias: None,
+            shown: None,
         }
+    }
+
+    /// Whether this is the queue that users mean by `name`.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.name == name || self.alias.as_deref() == Some(name)
     }
 
     /// Whether this is a quorum queue.

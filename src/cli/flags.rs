@@ -186,7 +186,6 @@ pub const WORKER: &[Flag] = &[
         spellings: &["-S", "--statedb"],
         setting: Some("worker_state_db"),
         help: "File in which revoked tasks are remembered",
-        effect: Effect::Missing("leave it out; revoked tasks are remembered until the worker ends"),
         ..NODE
     },
     Flag {

@@ -5,6 +5,11 @@
 pub struct LamportClock(u64);
 
 impl LamportClock {
+    /// A clock that stands at `value`.
+    pub fn at(value: u64) -> Self {
+        Self(value)
+    }
+
     /// The current value.
     pub fn value(self) -> u64 {
         self.0

@@ -21,9 +21,6 @@ pub struct Config {
     pub broker: BrokerConfig,
     /// Queues to consume, in order.
     pub queues: Vec<Queue>,
-    /// `task_create_missing_queues`: whether `add_consumer` may name a new queue.
-    #[serde(default)]
-    pub create_missing_queues: bool,
     /// Result backend.
     pub backend: BackendConfig,
     /// Pool.
@@ -36,6 +33,15 @@ pub struct Config {
     /// `worker_eta_task_limit`.
     #[serde(default)]
     pub eta_task_limit: Option<u32>,
+    /// Whether tasks are held back by their rate limits: not with `worker_disable_rate_limits`.
+    #[serde(default = "yes")]
+    pub rate_limits: bool,
+    /// Ids that are revoked from the start, the oldest first.
+    #[serde(default)]
+    pub revoked: Vec<String>,
+    /// Where the logical clock starts.
+    #[serde(default)]
+    pub clock: u64,
     /// Registered tasks.
     pub tasks: HashMap<String, TaskPolicy>,
     /// `accept_content` as MIME types.
@@ -100,6 +106,22 @@ pub struct TaskPolicy {
     /// `ignore_result`.
     #[serde(default)]
     pub ignore_result: bool,
+    /// Whose objects its requests go through.
+    #[serde(default)]
+    pub hosting: Hosting,
+}
+
+/// Whether a task's requests go through objects of the app's own in the parent process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hosting {
+    /// No: nothing of the app's is called for them.
+    #[default]
+    Native,
+    /// `Task.Request` is the app's: it is made when the message comes, and puts itself into the pool.
+    Request,
+    /// `Task.Strategy` is the app's: it is given the message and decides all that follows.
+    Strategy,
 }
 
 impl Default for TaskPolicy {
@@ -116,6 +138,7 @@ impl Default for TaskPolicy {
             rate_limit: None,
             rate_limit_text: None,
             ignore_result: false,
+            hosting: Hosting::Native,
         }
     }
 }

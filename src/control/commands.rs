@@ -1,6 +1,6 @@
 //! One table: command, its alias, kind, arguments and function. Texts and shapes of the replies are Celery 5.7's.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
@@ -8,6 +8,7 @@ use super::panel::{Panel, Stage};
 use super::{Answer, Request, is_true, show};
 use crate::broker::topology::Queue;
 use crate::protocol::{json, repr};
+use crate::worker::hooks::Unstarted;
 use crate::worker::revoked::matching;
 
 /// Logger of the commands.
@@ -100,7 +101,13 @@ pub fn find(method: &str) -> Option<&'static Command> {
 
 /// Carries out a request.
 pub fn run(request: &Request, panel: &mut dyn Panel) -> Answer {
-    let Some(command) = find(&request.method) else { return Answer::Ask };
+    let Some(command) = find(&request.method) else {
+        // What the worker itself asks of the app is nobody else's business.
+        if request.method.starts_with("celeriac.") {
+            return Answer::Raised(format!("KeyError({})", repr::repr(&request.method)));
+        }
+        return Answer::Ask;
+    };
     match check(command, &request.arguments) {
         Ok(()) => (command.run)(&request.arguments, panel),
         Err(refused) => Answer::Raised(refused),
@@ -328,12 +335,14 @@ fn hello(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
         return Answer::Reply(Value::Null);
     }
     tracing::info!(target: LOGGER, "sync with {from}");
-    let now = tokio::time::Instant::now();
     let revoked = panel.revoked();
-    for id in texts(arguments.get("revoked")) {
-        revoked.insert(&id, now);
+    let news: Vec<String> =
+        texts(arguments.get("revoked")).into_iter().filter(|id| !revoked.contains(id)).collect();
+    if !news.is_empty() {
+        panel.revoke(&news);
     }
-    revoked.purge(now);
+    let revoked = panel.revoked();
+    revoked.purge(tokio::time::Instant::now());
     let ids: Vec<String> = revoked.ids().map(str::to_owned).collect();
     Answer::Reply(json!({"revoked": ids, "clock": panel.clock().forward()}))
 }
@@ -343,14 +352,19 @@ fn hello(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
 fn revoke(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     let ids = texts(arguments.get("task_id"));
     let signal = if flag(arguments, "terminate") { Some(signal(arguments, panel)) } else { None };
-    let now = tokio::time::Instant::now();
-    for id in &ids {
-        panel.revoked().insert(id, now);
-    }
-    let held: Vec<(String, Stage)> =
-        panel.requests().iter().map(|request| (request.headers.id.clone(), request.stage)).collect();
-    let is_active = |id: &String| held.iter().any(|(held, stage)| held == id && *stage == Stage::Active);
-    let open: Vec<String> = ids.iter().filter(|id| !is_active(id)).cloned().collect();
+    panel.revoke(&ids);
+    let wanted: HashSet<&str> = ids.iter().map(String::as_str).collect();
+    let held: HashMap<String, (Stage, String)> = panel
+        .requests()
+        .iter()
+        .filter(|request| wanted.contains(request.headers.id.as_str()))
+        .map(|request| (request.headers.id.clone(), (request.stage, request.headers.task.clone())))
+        .collect();
+    let open: Vec<Unstarted> = ids
+        .iter()
+        .filter(|id| !matches!(held.get(*id), Some((Stage::Active, _))))
+        .map(|id| Unstarted { id: id.clone(), task: held.get(id).map(|(_, task)| task.clone()) })
+        .collect();
     if !open.is_empty() {
         panel.store_revoked(open);
     }
@@ -363,13 +377,15 @@ fn revoke(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
         Some(Err(error)) => return Answer::Raised(error),
         Some(Ok(signal)) => signal,
     };
-    let known: Vec<String> = ids.into_iter().filter(|id| held.iter().any(|(held, _)| held == id)).collect();
+    let known: Vec<String> = ids.into_iter().filter(|id| held.contains_key(id)).collect();
     if known.is_empty() {
         return ok("terminate: tasks unknown");
     }
     for id in &known {
         tracing::info!(target: LOGGER, "Terminating {id} ({signal})");
-        panel.terminate(id, signal);
+        if let Err(error) = panel.terminate(id, signal) {
+            return Answer::Raised(error);
+        }
     }
     ok(format!("terminate: {}", known.join(", ")))
 }
@@ -448,7 +464,9 @@ fn revoke_by_stamped_headers(arguments: &Map<String, Value>, panel: &mut dyn Pan
     }
     ids.dedup();
     for id in &ids {
-        panel.terminate(id, signal);
+        if let Err(error) = panel.terminate(id, signal) {
+            return Answer::Raised(error);
+        }
     }
     let sets: Vec<String> = matched
         .iter()
@@ -468,8 +486,8 @@ fn rate_limit(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
         Err(Rate::Unit(unit)) => return Answer::Raised(format!("KeyError({})", repr::repr(&unit))),
         Err(Rate::Number(error)) => return nok(format!("Invalid rate limit string: {error}")),
     };
-    let written = given.as_str().map_or_else(|| given.to_string(), str::to_owned);
-    if !panel.rate_limit(task, rate.filter(|rate| *rate > 0.0), &written) {
+    let written = (!given.is_null()).then(|| given.as_str().map_or_else(|| given.to_string(), str::to_owned));
+    if !panel.rate_limit(task, rate.filter(|rate| *rate > 0.0), written.as_deref()) {
         tracing::error!(target: LOGGER, "Rate limit attempt for unknown task {task}");
         return nok("unknown task");
     }
@@ -477,6 +495,7 @@ fn rate_limit(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
         tracing::info!(target: LOGGER, "Rate limits disabled for tasks of type {task}");
         return ok("rate limit disabled successfully");
     }
+    let written = written.unwrap_or_default();
     tracing::info!(target: LOGGER, "New rate limit for tasks of type {task}: {written}.");
     ok("new rate limit set successfully")
 }
@@ -534,7 +553,7 @@ fn time_limit(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
 
 // --- control: worker ----------------------------------------------------------------------------------
 
-fn add_consumer(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+fn add_consumer(arguments: &Map<String, Value>, _: &mut dyn Panel) -> Answer {
     let Some(name) = text(arguments, "queue").filter(|name| !name.is_empty()) else {
         return Answer::Raised("TypeError('queue must be a name')".to_owned());
     };
@@ -551,9 +570,12 @@ fn add_consumer(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer
             binding.routing_key = key.to_owned();
         }
     }
-    let answer = ok(format!("add consumer {name}"));
-    panel.add_consumer(queue);
-    answer
+    Answer::Consume(Box::new(queue))
+}
+
+/// The reply once the queue is consumed.
+pub(super) fn consumes(arguments: &Map<String, Value>) -> Answer {
+    ok(format!("add consumer {}", text(arguments, "queue").unwrap_or_default()))
 }
 
 fn cancel_consumer(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {

@@ -14,6 +14,7 @@ use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use crate::broker::Publication;
+use crate::broker::topology::Queue;
 use crate::protocol::{Json, Message, json, repr};
 
 pub use panel::{Panel, Request as TaskRequest, Stage};
@@ -53,6 +54,8 @@ pub enum Answer {
     Raised(String),
     /// The app is to be asked.
     Ask,
+    /// This queue is to be consumed; the reply depends on what the broker says.
+    Consume(Box<Queue>),
     /// No reply is sent (`shutdown`).
     Silent,
 }
@@ -67,6 +70,9 @@ pub enum Handled {
     /// [`crate::worker::hooks::Hooks::control`] is to be asked with the method and the arguments, and its answer
     /// given to [`answered`].
     Ask(Request),
+    /// The queue is to be consumed, the one that the app declares under its name rather than this one, and what came
+    /// of it given to [`consumed`].
+    Consume(Request, Box<Queue>),
 }
 
 /// Carries out a control message.
@@ -93,6 +99,7 @@ pub fn handle(message: &Message, panel: &mut dyn Panel) -> Handled {
     tracing::debug!(target: PIDBOX, "pidbox received method {call} [reply_to:{reply_to} ticket:{ticket}]");
     match commands::run(&request, panel) {
         Answer::Ask => Handled::Ask(request),
+        Answer::Consume(queue) => Handled::Consume(request, queue),
         answer => finish(&request, answer, panel),
     }
 }
@@ -102,9 +109,26 @@ pub fn answered(request: &Request, answer: Option<Value>, panel: &mut dyn Panel)
     // As in 5.7: an unknown command is a KeyError that the asker is told; before, nothing was answered.
     let answer = answer
         .map_or_else(|| Answer::Raised(format!("KeyError({})", repr::repr(&request.method))), Answer::Reply);
+    reply(request, answer, panel)
+}
+
+/// Finishes a request to consume a queue: the error is the `repr` of the exception to report.
+pub fn consumed(
+    request: &Request,
+    outcome: Result<(), String>,
+    panel: &mut dyn Panel,
+) -> Option<Box<Publication>> {
+    let answer = match outcome {
+        Ok(()) => commands::consumes(&request.arguments),
+        Err(exception) => Answer::Raised(exception),
+    };
+    reply(request, answer, panel)
+}
+
+fn reply(request: &Request, answer: Answer, panel: &mut dyn Panel) -> Option<Box<Publication>> {
     match finish(request, answer, panel) {
         Handled::Reply(publication) => Some(publication),
-        Handled::Done | Handled::Ask(_) => None,
+        Handled::Done | Handled::Ask(_) | Handled::Consume(..) => None,
     }
 }
 
@@ -115,7 +139,7 @@ fn finish(request: &Request, answer: Answer, panel: &mut dyn Panel) -> Handled {
             tracing::error!(target: PIDBOX, "pidbox command error: {exception}");
             json!({"error": exception})
         }
-        Answer::Ask | Answer::Silent => return Handled::Done,
+        Answer::Ask | Answer::Consume(_) | Answer::Silent => return Handled::Done,
     };
     let Some(reply_to) = &request.reply_to else { return Handled::Done };
     let clock = panel.clock().forward();
@@ -134,6 +158,7 @@ fn finish(request: &Request, answer: Answer, panel: &mut dyn Panel) -> Handled {
             properties: Json::of(&json!({"delivery_mode": 1, "priority": 0})),
             body: Bytes::from(body),
         },
+        declare: None,
     }))
 }
 

@@ -3,6 +3,7 @@
 use crate::broker::topology::Queue;
 use crate::cluster::clock::LamportClock;
 use crate::protocol::{DeliveryInfo, Message, TaskHeaders};
+use crate::worker::hooks::Unstarted;
 use crate::worker::revoked::RevokedTasks;
 
 use super::Stats;
@@ -48,6 +49,9 @@ pub trait Panel {
     /// What is revoked.
     fn revoked(&mut self) -> &mut RevokedTasks;
 
+    /// Revokes ids, here and for the workers to come.
+    fn revoke(&mut self, ids: &[String]);
+
     /// All requests that the worker holds.
     fn requests(&self) -> Vec<Request<'_>>;
 
@@ -63,23 +67,24 @@ pub trait Panel {
     /// The signal that ends a task when none is named: TERM, or QUIT where TERM is remapped.
     fn default_signal(&self) -> i32;
 
-    /// Ids were revoked that no child of this worker runs: those whose stored state is still open (none, PENDING,
-    /// RECEIVED, RETRY, REJECTED) are to be stored as REVOKED.
-    fn store_revoked(&mut self, ids: Vec<String>);
+    /// Tasks were revoked that no child of this worker runs: those whose stored state is still open (none, PENDING,
+    /// RECEIVED, RETRY, REJECTED) are to be stored as REVOKED. The reply waits for it.
+    fn store_revoked(&mut self, tasks: Vec<Unstarted>);
 
-    /// Ends the request with this signal: a running one now, another when it starts.
-    fn terminate(&mut self, id: &str, signal: i32);
+    /// Ends the request with this signal: a running one now; another is discarded when its turn comes.
+    ///
+    /// # Errors
+    /// The `repr` of the exception to report, where the pool cannot end a task.
+    fn terminate(&mut self, id: &str, signal: i32) -> Result<(), String>;
 
-    /// Sets a task's rate limit, tasks a second; `None`: no limit. `false`: no such task.
-    fn rate_limit(&mut self, task: &str, rate: Option<f64>, text: &str) -> bool;
+    /// Sets a task's rate limit, tasks a second; `None`: no limit. `text` is the limit as it was given. `false`: no
+    /// such task.
+    fn rate_limit(&mut self, task: &str, rate: Option<f64>, text: Option<&str>) -> bool;
 
     /// Sets a task's limits in seconds. `false`: no such task.
     fn time_limit(&mut self, task: &str, soft: Option<f64>, hard: Option<f64>) -> bool;
 
-    /// Consumes a queue: the one that the app declares under this name, else `queue` as it is here.
-    fn add_consumer(&mut self, queue: Queue);
-
-    /// Stops consuming a queue.
+    /// Stops consuming a queue, named or called so.
     fn cancel_consumer(&mut self, queue: &str);
 
     /// Adds slots, and prefetch for them.

@@ -50,6 +50,9 @@ fn arguments(request: &Request<'_>) -> Option<(Value, Value)> {
 
 /// A queue, as kombu's `as_dict` gives it.
 pub(super) fn queue(queue: &Queue) -> Value {
+    if let Some(shown) = &queue.shown {
+        return shown.clone();
+    }
     let first = queue.bindings.first();
     let argument = |name: &str| queue.arguments.get(name).cloned().unwrap_or(Value::Null);
     let seconds = |name: &str| argument(name).as_f64().map_or(Value::Null, |value| json!(value / 1000.0));
@@ -64,7 +67,7 @@ pub(super) fn queue(queue: &Queue) -> Value {
         "exclusive": queue.exclusive,
         "auto_delete": queue.auto_delete,
         "no_ack": queue.no_ack,
-        "alias": null,
+        "alias": queue.alias,
         "bindings": queue.bindings.iter().skip(1).map(|binding| json!({
             "exchange": exchange(&binding.exchange),
             "routing_key": binding.routing_key,

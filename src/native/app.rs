@@ -353,7 +353,6 @@ impl WorkerBuilder {
             "hostname": hostname,
             "broker": {"urls": self.brokers, "retry": true, "retry_on_startup": true, "heartbeat": 120.0, "connection_timeout": 4.0},
             "queues": [],
-            "create_missing_queues": true,
             "backend": {
                 "url": self.backend.as_deref().unwrap_or_default(),
                 "native": self.backend.is_some(),

@@ -13,7 +13,7 @@ use crate::broker::Settlement;
 use crate::error::back_off;
 use crate::protocol::result::Exception;
 use crate::protocol::{DeliveryInfo, Json, Kind, Message};
-use crate::worker::hooks::{Hooks, Incident, LogRecord, Notice, Report};
+use crate::worker::hooks::{Hooks, Incident, LogRecord, Notice, Report, Unstarted};
 
 /// How often a write is tried while the backend is away, and how long is waited in between.
 const TRIES: u32 = 20;
@@ -43,6 +43,8 @@ impl Hooks for NativeHooks {
             | Notice::Connected { .. }
             | Notice::Children(_)
             | Notice::Heartbeat
+            | Notice::Revoked(_)
+            | Notice::Over { .. }
             | Notice::Cry => {}
         }
     }
@@ -77,15 +79,14 @@ impl Hooks for NativeHooks {
         None
     }
 
-    async fn control(&self, method: &str, arguments: Value) -> Option<Value> {
+    async fn store_revoked(&self, tasks: Vec<Unstarted>) {
+        for task in tasks {
+            self.store_unstarted(&task.id).await;
+        }
+    }
+
+    async fn control(&self, method: &str, _arguments: Value) -> Option<Value> {
         match method {
-            "celeriac.store_revoked" => {
-                let ids = arguments.get("ids").and_then(Value::as_array).into_iter().flatten();
-                for id in ids.filter_map(Value::as_str) {
-                    self.store_revoked(id).await;
-                }
-                Some(Value::Null)
-            }
             "report" => Some(json!({"ok": format!("celeriac {}, native app", env!("CARGO_PKG_VERSION"))})),
             "conf" | "dump_conf" => Some(json!({})),
             _ => None,
@@ -95,7 +96,7 @@ impl Hooks for NativeHooks {
 
 impl NativeHooks {
     /// Stores REVOKED for a task that nobody has begun or ended yet, as far as the backend knows.
-    async fn store_revoked(&self, id: &str) {
+    async fn store_unstarted(&self, id: &str) {
         let Some((backend, results)) = &self.backend else { return };
         let status = match backend.get(id).await {
             Ok(document) => document.and_then(|document| {
@@ -214,6 +215,10 @@ fn account(incident: &Incident) -> Account {
         Incident::TaskRejected { exception, .. } => error(
             format!("Task rejected: {exception}"),
             failure(Exception::new("celery.exceptions", "Reject", exception.as_str())),
+        ),
+        Incident::Unsent { reason } => error(
+            format!("Task handler raised error: {reason}"),
+            failure(Exception::new("kombu.exceptions", "OperationalError", reason.as_str())),
         ),
         Incident::Cancelled => {
             let arguments = vec!["Retry(Retry(...), None, None)".into(), Value::Null, Value::Null];

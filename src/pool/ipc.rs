@@ -5,13 +5,15 @@
 //! are of one build, so there is no version. Reading is total: whatever arrives gives a frame or a
 //! [`FrameError`], never a panic.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::{Job, JobId, Outcome};
-use crate::backend::Record;
-use crate::protocol::{DeliveryInfo, Json};
+use super::{Job, JobId, Outcome, Work};
+use crate::backend::{Counted, Part, Record};
+use crate::broker::Publication;
+use crate::protocol::{DeliveryInfo, Json, Message};
 
 /// Longest frame that is believed: Redis holds values up to 512 MiB, base64 and headers included.
 pub const MAX_FRAME: usize = 1 << 30;
@@ -27,6 +29,13 @@ pub enum ToChild {
         serial: u64,
         /// The error to raise.
         error: Option<String>,
+    },
+    /// A member of a chord was counted.
+    Counted {
+        /// The child's number for it.
+        serial: u64,
+        /// The answer.
+        counted: Counted,
     },
     /// Leave through the exit hooks.
     Stop,
@@ -55,6 +64,31 @@ pub enum FromChild {
         confirm: Option<u64>,
         /// What to write.
         record: Record,
+    },
+    /// A call answered; `Ended` follows.
+    Answered {
+        /// Which.
+        job: JobId,
+        /// What it answered.
+        value: Bytes,
+    },
+    /// Count the job as a member of its chord; the child waits.
+    Part {
+        /// The job.
+        job: JobId,
+        /// The child's number for it.
+        serial: u64,
+        /// What to count.
+        part: Part,
+    },
+    /// Publish what continues the job: its callback, or the next step of its chain.
+    Publish {
+        /// The job that is continued, 0 outside of one.
+        job: JobId,
+        /// The child's number for it when it waits for the broker's word.
+        confirm: Option<u64>,
+        /// The message and where it goes.
+        publication: Box<Publication>,
     },
     /// The job ended.
     Ended {
@@ -111,6 +145,16 @@ impl ToChild {
             }
             Self::Stop => out.put_u8(3),
             Self::Recycle => out.put_u8(4),
+            Self::Counted { serial, counted } => {
+                out.put_u8(5);
+                out.put_u64_le(*serial);
+                out.put_i64_le(counted.ready);
+                for number in [counted.added, counted.size] {
+                    out.put_u8(u8::from(number.is_some()));
+                    out.put_i64_le(number.unwrap_or_default());
+                }
+                out.put_u8(u8::from(counted.sends));
+            }
         });
     }
 
@@ -142,10 +186,20 @@ impl ToChild {
                 content_type: fields.text()?,
                 content_encoding: fields.text()?,
                 acks_early: fields.u8()? != 0,
+                work: if fields.u8()? == 0 { Work::Message } else { Work::Call },
             })),
             2 => Self::Stored { serial: fields.u64()?, error: fields.optional_text()? },
             3 => Self::Stop,
             4 => Self::Recycle,
+            5 => Self::Counted {
+                serial: fields.u64()?,
+                counted: Counted {
+                    ready: fields.i64()?,
+                    added: fields.optional(Fields::i64)?,
+                    size: fields.optional(Fields::i64)?,
+                    sends: fields.u8()? != 0,
+                },
+            },
             kind => return Err(FrameError::Kind(kind)),
         })
     }
@@ -177,12 +231,35 @@ impl FromChild {
                 put(out, record.content_type.as_bytes());
                 put(out, record.content_encoding.as_bytes());
             }
+            Self::Answered { job, value } => {
+                out.put_u8(5);
+                out.put_u64_le(*job);
+                put(out, value);
+            }
             Self::Ended { job, outcome, memory } => {
                 out.put_u8(4);
                 out.put_u64_le(*job);
                 out.put_u8(u8::from(memory.is_some()));
                 out.put_u64_le(memory.unwrap_or(0));
                 put_outcome(out, outcome);
+            }
+            Self::Part { job, serial, part } => {
+                out.put_u8(6);
+                out.put_u64_le(*job);
+                out.put_u64_le(*serial);
+                for texts in [&part.keys, &part.arguments] {
+                    out.put_u8(u8::try_from(texts.len()).unwrap_or(u8::MAX));
+                    for text in texts {
+                        put(out, text);
+                    }
+                }
+            }
+            Self::Publish { job, confirm, publication } => {
+                out.put_u8(7);
+                out.put_u64_le(*job);
+                out.put_u8(u8::from(confirm.is_some()));
+                out.put_u64_le(confirm.unwrap_or(0));
+                put_publication(out, publication);
             }
         });
     }
@@ -214,6 +291,17 @@ impl FromChild {
                 let memory = fields.optional(Fields::u64)?;
                 Self::Ended { job, outcome: take_outcome(&mut fields)?, memory }
             }
+            5 => Self::Answered { job: fields.u64()?, value: fields.bytes()? },
+            6 => Self::Part {
+                job: fields.u64()?,
+                serial: fields.u64()?,
+                part: Part { keys: fields.several()?, arguments: fields.several()? },
+            },
+            7 => Self::Publish {
+                job: fields.u64()?,
+                confirm: fields.optional(Fields::u64)?,
+                publication: Box::new(take_publication(&mut fields)?),
+            },
             kind => return Err(FrameError::Kind(kind)),
         })
     }
@@ -234,6 +322,41 @@ fn put_job(out: &mut BytesMut, job: &Job) {
     put(out, job.content_type.as_bytes());
     put(out, job.content_encoding.as_bytes());
     out.put_u8(u8::from(job.acks_early));
+    out.put_u8(u8::from(job.work == Work::Call));
+}
+
+fn put_publication(out: &mut BytesMut, publication: &Publication) {
+    let Publication { exchange, exchange_type, routing_key, message, declare } = publication;
+    let queue = declare.as_ref().and_then(|queue| serde_json::to_vec(&**queue).ok());
+    put(out, exchange.as_bytes());
+    put_option(out, exchange_type.as_ref().map(String::as_bytes));
+    put(out, routing_key.as_bytes());
+    put_option(out, queue.as_deref());
+    put_option(out, message.content_type.as_ref().map(String::as_bytes));
+    put_option(out, message.content_encoding.as_ref().map(String::as_bytes));
+    put(out, message.headers.as_bytes());
+    put(out, message.properties.as_bytes());
+    put(out, &message.body);
+}
+
+fn take_publication(fields: &mut Fields) -> Result<Publication, FrameError> {
+    let exchange = fields.text()?;
+    let exchange_type = fields.optional_text()?;
+    let routing_key = fields.text()?;
+    let queue = fields.optional_text()?.map(|queue| serde_json::from_str(&queue)).transpose();
+    Ok(Publication {
+        exchange,
+        exchange_type,
+        routing_key,
+        declare: queue.map_err(|_| FrameError::Field("queue"))?.map(Arc::new),
+        message: Message {
+            content_type: fields.optional_text()?,
+            content_encoding: fields.optional_text()?,
+            headers: Json(fields.bytes()?),
+            properties: Json(fields.bytes()?),
+            body: fields.bytes()?,
+        },
+    })
 }
 
 fn seconds(value: f64) -> Duration {
@@ -360,6 +483,15 @@ impl Fields {
         Ok(self.0.get_u64_le())
     }
 
+    fn i64(&mut self) -> Result<i64, FrameError> {
+        self.need(8)?;
+        Ok(self.0.get_i64_le())
+    }
+
+    fn several(&mut self) -> Result<Vec<Bytes>, FrameError> {
+        (0..self.u8()?).map(|_| self.bytes()).collect()
+    }
+
     fn f64(&mut self) -> Result<f64, FrameError> {
         self.need(8)?;
         Ok(self.0.get_f64_le())
@@ -392,6 +524,7 @@ impl Fields {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::topology::Queue;
 
     fn there_and_back(frame: &FromChild) -> FromChild {
         let mut buffer = BytesMut::new();
@@ -431,6 +564,48 @@ mod tests {
     }
 
     #[test]
+    fn a_member_of_a_chord_and_the_answer_survive_the_pipe() {
+        let part = Part { keys: vec![Bytes::from_static(b"g.j")], arguments: vec![Bytes::new(), "1".into()] };
+        match there_and_back(&FromChild::Part { job: 1, serial: 2, part: part.clone() }) {
+            FromChild::Part { job: 1, serial: 2, part: back } => assert_eq!(back, part),
+            other => panic!("{other:?}"),
+        }
+        let answer = Counted { ready: -1, added: None, size: Some(3), sends: true };
+        let mut buffer = BytesMut::new();
+        ToChild::Counted { serial: 2, counted: answer }.encode(&mut buffer);
+        match ToChild::decode(split(&mut buffer).unwrap().unwrap()).unwrap() {
+            ToChild::Counted { serial: 2, counted } => assert_eq!(counted, answer),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_publication_survives_the_pipe() {
+        let message = Message {
+            content_type: Some("application/json".into()),
+            content_encoding: None,
+            headers: Json(Bytes::from_static(br#"{"task": "add"}"#)),
+            properties: Json::empty(),
+            body: Bytes::from_static(b"[[], {}, {}]"),
+        };
+        let publication = Publication {
+            exchange: "e".into(),
+            exchange_type: None,
+            routing_key: "k".into(),
+            message,
+            declare: Some(Arc::new(Queue::named("q"))),
+        };
+        let frame =
+            FromChild::Publish { job: 9, confirm: Some(3), publication: Box::new(publication.clone()) };
+        match there_and_back(&frame) {
+            FromChild::Publish { job: 9, confirm: Some(3), publication: back } => {
+                assert_eq!(format!("{back:?}"), format!("{publication:?}"));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
     fn a_record_survives_the_pipe() {
         let record = Record {
             task_id: "id".into(),
@@ -444,6 +619,34 @@ mod tests {
         let frame = FromChild::Store { job: 1, confirm: None, record: record.clone() };
         match there_and_back(&frame) {
             FromChild::Store { job: 1, confirm: None, record: back } => assert_eq!(back, record),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_call_and_its_answer_survive_the_pipe() {
+        let job = Job {
+            id: 9,
+            task: "add".into(),
+            task_id: String::new(),
+            headers: Json::empty(),
+            properties: Json::empty(),
+            info: DeliveryInfo::default(),
+            body: Bytes::from_static(b"\x80\x05"),
+            content_type: String::new(),
+            content_encoding: String::new(),
+            acks_early: true,
+            work: Work::Call,
+        };
+        let mut buffer = BytesMut::new();
+        ToChild::encode_run(&job, &mut buffer);
+        match ToChild::decode(split(&mut buffer).unwrap().unwrap()).unwrap() {
+            ToChild::Run(back) => assert_eq!((back.work, back.body), (Work::Call, job.body)),
+            other => panic!("{other:?}"),
+        }
+        let value = Bytes::from_static(b"N.");
+        match there_and_back(&FromChild::Answered { job: 9, value: value.clone() }) {
+            FromChild::Answered { job: 9, value: back } => assert_eq!(back, value),
             other => panic!("{other:?}"),
         }
     }

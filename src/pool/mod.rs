@@ -16,7 +16,8 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::backend::Record;
+use crate::backend::{Counted, Part, Record};
+use crate::broker::Publication;
 use crate::protocol::{DeliveryInfo, Json};
 
 /// Names a job within one worker; never reused.
@@ -45,6 +46,18 @@ pub struct Job {
     pub content_encoding: String,
     /// Whether the broker is told at [`Event::Accepted`]; the child then reports it at once.
     pub acks_early: bool,
+    /// What the body is.
+    pub work: Work,
+}
+
+/// What the body of a job is. The supervisor decides it; no message can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// The body of a task message.
+    Message,
+    /// A pickled call that the parent process asks for (`celeriac.hosting`): always accepted before it runs, answered
+    /// with [`Event::Answered`]. Only pools of Python processes run it.
+    Call,
 }
 
 /// How a task ended, as data. Not an error of ours.
@@ -79,7 +92,7 @@ pub enum Outcome {
     Rejected {
         /// Whether the message goes back to its queue.
         requeue: bool,
-        /// Text of the reason.
+        /// The reason: JSON from a Python child, plain text from a native task.
         exception: String,
         /// Its traceback.
         traceback: String,
@@ -137,6 +150,13 @@ pub enum Event {
         /// Which job.
         job: JobId,
     },
+    /// A [`Work::Call`] returned or raised; its [`Event::Ended`] follows.
+    Answered {
+        /// Which job.
+        job: JobId,
+        /// What it answered: pickled, and read by Python only.
+        value: Bytes,
+    },
     /// A result is to be written. When `confirm` is there the child waits: [`Pool::stored`] answers it.
     Store {
         /// The job whose child asks, 0 outside a job.
@@ -144,6 +164,25 @@ pub enum Event {
         /// What to write.
         record: Record,
         /// What to answer with.
+        confirm: Option<StoreId>,
+    },
+    /// A member of a chord is to be counted, after the job's result is written. The child waits: [`Pool::counted`]
+    /// answers it.
+    Part {
+        /// The job that is the member.
+        job: JobId,
+        /// What to count.
+        part: Part,
+        /// What to answer with; none when the child is gone.
+        confirm: Option<StoreId>,
+    },
+    /// What continues a job is to be published, before its result is stored and its message settled.
+    Publish {
+        /// The job that is continued, 0 outside a job.
+        job: JobId,
+        /// The message and where it goes.
+        publication: Box<Publication>,
+        /// When it is there the child waits for the broker's word: [`Pool::stored`] gives it.
         confirm: Option<StoreId>,
     },
     /// A job ended; its slot is idle again unless the child is being replaced.
@@ -214,6 +253,11 @@ pub trait Pool: Send {
 
     /// Answers a child that waits for a store: `None` when it is written, else the error to raise there.
     fn stored(&mut self, store: StoreId, error: Option<String>);
+
+    /// Answers a child that waits for a member of a chord to be counted.
+    fn counted(&mut self, store: StoreId, counted: Counted) {
+        let _ = (store, counted);
+    }
 
     /// Adds slots.
     fn grow(&mut self, by: usize);

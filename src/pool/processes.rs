@@ -18,6 +18,7 @@ use super::process::{Failure, keep};
 use super::slots::{Slots, Wear};
 use super::zygote::{self, Command, Number, Scope, Zygote, ZygoteHandle};
 use super::{EVENT_CAPACITY, Event, Interrupt, Job, JobId, Pool, PoolConfig, Running, SlotId, StoreId};
+use crate::backend::Counted;
 use crate::error::Error;
 
 /// Between TERM and KILL at the hard limit, as in Celery.
@@ -288,6 +289,13 @@ impl Pool for Processes {
         let link = self.shared.slots().waiting(store);
         if let Some(link) = link {
             link.send(&ToChild::Stored { serial: store.serial, error });
+        }
+    }
+
+    fn counted(&mut self, store: StoreId, counted: Counted) {
+        let link = self.shared.slots().waiting(store);
+        if let Some(link) = link {
+            link.send(&ToChild::Counted { serial: store.serial, counted });
         }
     }
 

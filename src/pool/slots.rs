@@ -215,11 +215,22 @@ impl Slots {
                 }
             }
             FromChild::Accepted { job } => events.push(Event::Accepted { job }),
+            FromChild::Answered { job, value } => events.push(Event::Answered { job, value }),
             FromChild::Store { job, confirm, record } => {
                 let confirm = confirm
                     .filter(|_| self.child(index, number).is_some())
                     .map(|serial| StoreId { slot: first, serial });
                 events.push(Event::Store { job, record, confirm });
+            }
+            FromChild::Part { job, serial, part } => {
+                let confirm = self.child(index, number).map(|_| StoreId { slot: first, serial });
+                events.push(Event::Part { job, part, confirm });
+            }
+            FromChild::Publish { job, confirm, publication } => {
+                let confirm = confirm
+                    .filter(|_| self.child(index, number).is_some())
+                    .map(|serial| StoreId { slot: first, serial });
+                events.push(Event::Publish { job, publication, confirm });
             }
             FromChild::Ended { job, outcome, memory } => {
                 if self.child(index, number).is_some() {

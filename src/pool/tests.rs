@@ -181,6 +181,7 @@ fn job(id: JobId) -> Job {
         content_type: "application/json".into(),
         content_encoding: "utf-8".into(),
         acks_early: false,
+        work: crate::pool::Work::Message,
     }
 }
 

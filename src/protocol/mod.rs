@@ -4,6 +4,7 @@ pub mod json;
 mod message;
 pub mod repr;
 pub mod result;
+pub mod signature;
 pub mod time;
 pub mod v1;
 

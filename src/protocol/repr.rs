@@ -9,8 +9,9 @@ pub const LEVELS: usize = 3;
 pub const LENGTH: usize = 1024;
 
 enum Token {
-    Open(char),
-    Close(char),
+    /// The bracket, and the one that closes it.
+    Open(&'static str, &'static str),
+    Close(&'static str),
     /// A container too deep to be shown.
     Elided(&'static str),
     /// Text between values.
@@ -29,6 +30,29 @@ pub fn saferepr(text: &str, length: Option<usize>, levels: usize) -> Result<Stri
     Ok(assemble(&tokens, length))
 }
 
+/// The same for a JSON array that stands for a tuple, as positional arguments are; what is in it is lists and dicts.
+///
+/// # Errors
+/// When the text is not a JSON array.
+pub fn saferepr_tuple(text: &str, length: Option<usize>, levels: usize) -> Result<String, JsonError> {
+    let elements = json::elements(text)?;
+    let closing = if elements.len() == 1 { ",)" } else { ")" };
+    let mut tokens = vec![Token::Open("(", closing)];
+    sequence(&elements, levels.saturating_sub(1), &mut tokens)?;
+    tokens.push(Token::Close(closing));
+    Ok(assemble(&tokens, length))
+}
+
+fn sequence(elements: &[&str], levels: usize, tokens: &mut Vec<Token>) -> Result<(), JsonError> {
+    for (index, element) in elements.iter().enumerate() {
+        if index > 0 {
+            tokens.push(Token::Joint(", "));
+        }
+        tokenize(element, levels, tokens)?;
+    }
+    Ok(())
+}
+
 fn assemble(tokens: &[Token], length: Option<usize>) -> String {
     let mut left = length.map(|length| i64::try_from(length).unwrap_or(i64::MAX));
     let mut open = Vec::new();
@@ -37,22 +61,22 @@ fn assemble(tokens: &[Token], length: Option<usize>) -> String {
         if left.is_some_and(|left| left <= 0) {
             if let Token::Close(bracket) = token {
                 // The value that was cut was the last one in its container: nothing is left out.
-                out.push(*bracket);
+                out.push_str(bracket);
                 open.pop();
                 continue;
             }
             out.push_str(", ...");
-            out.extend(open.iter().rev());
+            out.extend(open.iter().rev().copied());
             return out;
         }
         let shown = match token {
-            Token::Open(bracket) => {
-                open.push(if *bracket == '[' { ']' } else { '}' });
-                bracket.to_string()
+            Token::Open(bracket, closing) => {
+                open.push(*closing);
+                (*bracket).to_owned()
             }
             Token::Close(bracket) => {
                 open.pop();
-                bracket.to_string()
+                (*bracket).to_owned()
             }
             Token::Elided(text) | Token::Joint(text) => (*text).to_owned(),
             Token::Quoted(text) => quoted(text, left),
@@ -86,14 +110,9 @@ fn tokenize(text: &str, levels: usize, tokens: &mut Vec<Token>) -> Result<(), Js
     match text.as_bytes().first() {
         Some(b'[') if levels == 0 => tokens.push(Token::Elided("[...]")),
         Some(b'[') => {
-            tokens.push(Token::Open('['));
-            for (index, element) in json::elements(text)?.into_iter().enumerate() {
-                if index > 0 {
-                    tokens.push(Token::Joint(", "));
-                }
-                tokenize(element, levels - 1, tokens)?;
-            }
-            tokens.push(Token::Close(']'));
+            tokens.push(Token::Open("[", "]"));
+            sequence(&json::elements(text)?, levels - 1, tokens)?;
+            tokens.push(Token::Close("]"));
         }
         Some(b'{') => {
             let members = json::members(text)?;
@@ -107,7 +126,7 @@ fn tokenize(text: &str, levels: usize, tokens: &mut Vec<Token>) -> Result<(), Js
                 tokens.push(Token::Elided("{...}"));
                 return Ok(());
             }
-            tokens.push(Token::Open('{'));
+            tokens.push(Token::Open("{", "}"));
             for (index, (key, value)) in members.into_iter().enumerate() {
                 if index > 0 {
                     tokens.push(Token::Joint(", "));
@@ -116,7 +135,7 @@ fn tokenize(text: &str, levels: usize, tokens: &mut Vec<Token>) -> Result<(), Js
                 tokens.push(Token::Joint(": "));
                 tokenize(value, levels - 1, tokens)?;
             }
-            tokens.push(Token::Close('}'));
+            tokens.push(Token::Close("}"));
         }
         Some(b'"') => tokens.push(Token::Quoted(serde_json::from_str(text)?)),
         _ => {
@@ -202,6 +221,21 @@ mod tests {
         ] {
             assert_eq!(saferepr(json, Some(LENGTH), LEVELS).unwrap(), shown);
         }
+    }
+
+    #[test]
+    fn positional_arguments_are_shown_as_a_tuple() {
+        for (json, length, shown) in [
+            ("[]", LENGTH, "()"),
+            ("[5]", LENGTH, "(5,)"),
+            ("[[1], {}]", LENGTH, "([1], {})"),
+            ("[[[[1]]]]", LENGTH, "([[[...]]],)"),
+            ("[1, 2]", 3, "(1, , ...)"),
+            ("[[1, 2, 3]]", 3, "([1..., ...],)"),
+        ] {
+            assert_eq!(saferepr_tuple(json, Some(length), LEVELS).unwrap(), shown, "{json}");
+        }
+        assert!(saferepr_tuple("{}", None, LEVELS).is_err());
     }
 
     #[test]

@@ -86,12 +86,12 @@ pub fn translate(message: &Message) -> Result<Message, V1Error> {
         return Err(V1Error::NotATask("its body is no mapping"));
     }
     let body = json::members(body)?;
-    let headers_2 = if headers.contains_key("task") && body.contains_key("args") {
-        from_hybrid(&headers, &body)
-    } else if body.contains_key("task") {
-        from_body(message, &body)?
-    } else {
-        return Err(V1Error::NotATask("its body names no task"));
+    let headers_2 = match (headers.contains_key("task"), body.contains_key("task"), body.contains_key("args"))
+    {
+        // As in 5.7: whatever has arguments is taken for a hybrid, and loses what that list does not name.
+        (true, _, true) | (_, true, true) => from_hybrid(&headers, &body)?,
+        (_, true, false) => from_body(message, &body)?,
+        (_, false, _) => return Err(V1Error::NotATask("its body names no task")),
     };
     let kwargs = body.get("kwargs").copied().unwrap_or("{}");
     if !kwargs.starts_with('{') {
@@ -127,14 +127,7 @@ fn from_body(message: &Message, body: &IndexMap<String, &str>) -> Result<IndexMa
     for (key, value) in body.iter().filter(|(key, _)| !IN_BODY.contains(&key.as_str())) {
         headers.insert(key.clone(), (*value).to_owned());
     }
-    // Absent arguments are an empty tuple in Python, and shown as one.
-    let shown = match body.get("args") {
-        Some(args) => repr::saferepr(args, None, repr::LEVELS)?,
-        None => "()".to_owned(),
-    };
-    headers.insert("argsrepr".to_owned(), literal(&shown));
-    let kwargs = body.get("kwargs").copied().unwrap_or("{}");
-    headers.insert("kwargsrepr".to_owned(), literal(&repr::saferepr(kwargs, None, repr::LEVELS)?));
+    show_arguments(&mut headers, body)?;
     headers.insert("headers".to_owned(), String::from_utf8_lossy(message.headers.as_bytes()).into_owned());
     if let Some(taskset) = body.get("taskset") {
         headers.insert("group".to_owned(), (*taskset).to_owned());
@@ -143,15 +136,42 @@ fn from_body(message: &Message, body: &IndexMap<String, &str>) -> Result<IndexMa
     Ok(headers)
 }
 
-fn from_hybrid(headers: &IndexMap<String, &str>, body: &IndexMap<String, &str>) -> IndexMap<String, String> {
+/// `argsrepr` and `kwargsrepr`, where the sender has not written them.
+fn show_arguments(
+    headers: &mut IndexMap<String, String>,
+    body: &IndexMap<String, &str>,
+) -> Result<(), V1Error> {
+    // Absent arguments are an empty tuple in Python, and shown as one.
+    let args = match body.get("args") {
+        Some(args) => repr::saferepr(args, None, repr::LEVELS)?,
+        None => "()".to_owned(),
+    };
+    let kwargs = repr::saferepr(body.get("kwargs").copied().unwrap_or("{}"), None, repr::LEVELS)?;
+    for (key, shown) in [("argsrepr", args), ("kwargsrepr", kwargs)] {
+        if headers.get(key).is_none_or(|known| known == "null") {
+            headers.insert(key.to_owned(), literal(&shown));
+        }
+    }
+    Ok(())
+}
+
+fn from_hybrid(
+    headers: &IndexMap<String, &str>,
+    body: &IndexMap<String, &str>,
+) -> Result<IndexMap<String, String>, V1Error> {
     let mut merged: IndexMap<String, String> = HYBRID
         .iter()
         .map(|(key, default)| ((*key).to_owned(), (*body.get(*key).unwrap_or(default)).to_owned()))
         .collect();
     merged.extend(headers.iter().map(|(key, value)| (key.clone(), (*value).to_owned())));
+    // Celery forgets it, and the results of a chord come in any order.
+    if let Some(index) = body.get("group_index") {
+        merged.entry("group_index".to_owned()).or_insert_with(|| (*index).to_owned());
+    }
+    show_arguments(&mut merged, body)?;
     let utc = body.get("utc").copied().unwrap_or("true");
     merged.entry("utc".to_owned()).or_insert_with(|| utc.to_owned());
-    merged
+    Ok(merged)
 }
 
 fn literal(text: &str) -> String {

@@ -51,7 +51,7 @@ pub(super) fn kombu_broker(py: Python<'_>, bridge: Py<PyAny>) -> PyResult<Arc<dy
 #[async_trait]
 impl Broker for KombuBroker {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { settles_across_sessions: false, parks: false, fanout: self.fanout }
+        Capabilities { settles_across_sessions: false, parks: false, fanout: self.fanout, remembers: false }
     }
 
     fn address(&self) -> String {
@@ -149,7 +149,7 @@ pub(super) struct KombuPort {
 struct Inbox {
     queued: mpsc::Receiver<Command>,
     started: Option<oneshot::Sender<Result<(), BrokerError>>>,
-    /// Publications that were not answered yet, by number.
+    /// Publications and queues that were not answered yet, by number.
     answers: Vec<Option<oneshot::Sender<Result<(), BrokerError>>>>,
     closing: Option<oneshot::Sender<()>>,
 }
@@ -206,6 +206,18 @@ impl KombuPort {
         }
     }
 
+    /// Keeps who waits for an answer; the number to answer by.
+    fn expect(&self, answer: oneshot::Sender<Result<(), BrokerError>>) -> usize {
+        self.with(|inbox| {
+            let free = inbox.answers.iter().position(Option::is_none).unwrap_or(inbox.answers.len());
+            if free == inbox.answers.len() {
+                inbox.answers.push(None);
+            }
+            inbox.answers[free] = Some(answer);
+            free
+        })
+    }
+
     fn told(&self, py: Python<'_>, command: Command) -> PyResult<Told> {
         let object = |value: Bound<'_, PyAny>| value.unbind();
         Ok(match command {
@@ -215,20 +227,14 @@ impl KombuPort {
                 ("settle", object(settlements.into_pyobject(py)?))
             }
             Command::Prefetch(count) => ("prefetch", object(count.into_pyobject(py)?.into_any())),
-            Command::Consume(queue) => {
-                ("consume", object(json!(queue).to_string().into_pyobject(py)?.into_any()))
+            Command::Consume(queue, answer) => {
+                let arguments = (self.expect(answer), json!(queue).to_string());
+                ("consume", object(arguments.into_pyobject(py)?.into_any()))
             }
             Command::Cancel(name) => ("cancel", object(name.into_pyobject(py)?.into_any())),
             Command::Pause => ("pause", py.None()),
             Command::Publish(publication, answer) => {
-                let number = self.with(|inbox| {
-                    let free = inbox.answers.iter().position(Option::is_none).unwrap_or(inbox.answers.len());
-                    if free == inbox.answers.len() {
-                        inbox.answers.push(None);
-                    }
-                    inbox.answers[free] = Some(answer);
-                    free
-                });
+                let number = self.expect(answer);
                 let message = publication.message;
                 let arguments = (
                     number,
@@ -248,7 +254,9 @@ impl KombuPort {
                 ("close", py.None())
             }
             // The worker does not park where the broker cannot.
-            Command::Park { .. } | Command::Unpark(_) => ("pass", py.None()),
+            Command::Park { .. } | Command::Unpark(_) | Command::Resume | Command::Remember(_) => {
+                ("pass", py.None())
+            }
         })
     }
 }
@@ -330,7 +338,7 @@ impl KombuPort {
         self.send(py, Event::Control(message))
     }
 
-    /// The broker has taken a publication, or this is why not.
+    /// The broker has taken a publication or consumes a queue, or this is why not.
     fn answer(&self, number: usize, error: Option<String>) {
         let answer = self.with(|inbox| inbox.answers.get_mut(number).and_then(Option::take));
         if let Some(answer) = answer {

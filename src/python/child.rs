@@ -7,18 +7,22 @@
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString, PyTuple};
 use rustix::net::{SendFlags, send};
 
-use crate::backend::Record;
+use crate::backend::{Counted, Part, Record};
+use crate::broker::Publication;
+use crate::broker::topology::Queue;
 use crate::pool::ipc::{FromChild, ToChild, split};
-use crate::pool::{Job, Outcome};
+use crate::pool::{Job, Outcome, Work};
 use crate::protocol::Json;
+use crate::protocol::signature::{self, Call};
 
 /// Exit status of a child that leaves for good, and of one that is to be replaced (Celery's `EX_RECYCLE`).
 const STOP: i32 = 0;
@@ -48,6 +52,7 @@ struct Inbox {
     jobs: VecDeque<Job>,
     /// Answers, and who waits for one.
     stored: HashMap<u64, Option<Answer>>,
+    counted: HashMap<u64, Counted>,
     leave: Option<i32>,
     closed: bool,
     reading: bool,
@@ -117,6 +122,12 @@ impl Inbox {
                     // Nobody waits any more when a soft limit was raised meanwhile.
                     if let Some(answer) = self.stored.get_mut(&serial) {
                         *answer = Some(error);
+                    }
+                    wake = Wake::All;
+                }
+                Ok(ToChild::Counted { serial, counted }) => {
+                    if self.stored.contains_key(&serial) {
+                        self.counted.insert(serial, counted);
                     }
                     wake = Wake::All;
                 }
@@ -244,9 +255,34 @@ impl ChildPipe {
         }
     }
 
+    /// Writes a frame with a number of ours and waits for the answer: nothing, or what went wrong.
+    fn ask(&self, py: Python<'_>, frame: impl FnOnce(u64) -> FromChild) -> PyResult<Answer> {
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
+        self.inbox().stored.insert(serial, None);
+        self.write(py, &frame(serial))?;
+        let answer = self.wait(py, |inbox| match inbox.stored.get_mut(&serial)?.take() {
+            Some(answer) => Some(answer),
+            None => inbox.closed.then(|| Some("the worker is gone".to_owned())),
+        });
+        self.inbox().stored.remove(&serial);
+        answer
+    }
+
     fn ended(&self, py: Python<'_>, job: u64, outcome: Outcome) -> PyResult<()> {
         let memory = if self.memory { resident() } else { None };
         self.write(py, &FromChild::Ended { job, outcome, memory })
+    }
+}
+
+/// Any text that Python can hold; what UTF-8 cannot (lone surrogates) is replaced. It is shown only: what is stored
+/// was encoded by Python.
+struct Text(String);
+
+impl<'py> FromPyObject<'_, 'py> for Text {
+    type Error = PyErr;
+
+    fn extract(object: pyo3::Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        Ok(Self(object.cast::<PyString>()?.to_string_lossy().into_owned()))
     }
 }
 
@@ -285,10 +321,13 @@ impl ChildPipe {
         self.write(py, &FromChild::Up { pid: self.pid })
     }
 
-    /// The next job, as a tuple; the exit status to leave with; or None when the supervisor is gone.
+    /// The next job, as a tuple, of two items for a call: `(job, pickled)`; the exit status to leave with; or None when the supervisor is gone.
     fn recv<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         self.own_process()?;
         match self.wait(py, Inbox::next)? {
+            Next::Job(job) if job.work == Work::Call => {
+                Ok(Some((job.id, PyBytes::new(py, &job.body)).into_pyobject(py)?.into_any()))
+            }
             Next::Job(job) => Ok(Some(job_tuple(py, &job)?.into_any())),
             Next::Leave(status) => Ok(Some(status.into_pyobject(py)?.into_any())),
             Next::Closed => Ok(None),
@@ -301,8 +340,8 @@ impl ChildPipe {
     }
 
     /// It returned.
-    fn succeeded(&self, py: Python<'_>, job: u64, result: String, runtime: f64) -> PyResult<()> {
-        self.ended(py, job, Outcome::Success { result, runtime })
+    fn succeeded(&self, py: Python<'_>, job: u64, result: Text, runtime: f64) -> PyResult<()> {
+        self.ended(py, job, Outcome::Success { result: result.0, runtime })
     }
 
     /// It raised; the failure is stored.
@@ -310,16 +349,16 @@ impl ChildPipe {
         &self,
         py: Python<'_>,
         job: u64,
-        exception: String,
-        traceback: String,
+        exception: Text,
+        traceback: Text,
         runtime: f64,
     ) -> PyResult<()> {
-        self.ended(py, job, Outcome::Failure { exception, traceback, runtime })
+        self.ended(py, job, Outcome::Failure { exception: exception.0, traceback: traceback.0, runtime })
     }
 
     /// It asked to be retried; the new message is sent.
-    fn retried(&self, py: Python<'_>, job: u64, exception: String, traceback: String) -> PyResult<()> {
-        self.ended(py, job, Outcome::Retry { exception, traceback })
+    fn retried(&self, py: Python<'_>, job: u64, exception: Text, traceback: Text) -> PyResult<()> {
+        self.ended(py, job, Outcome::Retry { exception: exception.0, traceback: traceback.0 })
     }
 
     /// It raised `Ignore`.
@@ -333,20 +372,32 @@ impl ChildPipe {
         py: Python<'_>,
         job: u64,
         requeue: bool,
-        exception: String,
-        traceback: String,
+        exception: Text,
+        traceback: Text,
     ) -> PyResult<()> {
-        self.ended(py, job, Outcome::Rejected { requeue, exception, traceback })
+        self.ended(py, job, Outcome::Rejected { requeue, exception: exception.0, traceback: traceback.0 })
+    }
+
+    /// The call returned or raised, as this pickled answer says; `lost` when the process leaves for it.
+    #[pyo3(signature = (job, value, *, lost = None))]
+    fn answered(&self, py: Python<'_>, job: u64, value: &[u8], lost: Option<String>) -> PyResult<()> {
+        FromChild::Answered { job, value: Bytes::copy_from_slice(value) }.encode(&mut self.writing());
+        let outcome = match lost {
+            Some(status) => Outcome::WorkerLost { status },
+            None => Outcome::Success { result: String::new(), runtime: 0.0 },
+        };
+        self.ended(py, job, outcome)
     }
 
     /// The body could not be decoded.
-    fn undecodable(&self, py: Python<'_>, job: u64, reason: String) -> PyResult<()> {
-        self.ended(py, job, Outcome::Undecodable { reason })
+    fn undecodable(&self, py: Python<'_>, job: u64, reason: Text) -> PyResult<()> {
+        self.ended(py, job, Outcome::Undecodable { reason: reason.0 })
     }
 
     /// The body is no task; without a reason, nothing that was meant to be one.
     #[pyo3(signature = (job, reason))]
-    fn malformed(&self, py: Python<'_>, job: u64, reason: Option<String>) -> PyResult<()> {
+    fn malformed(&self, py: Python<'_>, job: u64, reason: Option<Text>) -> PyResult<()> {
+        let reason = reason.map(|reason| reason.0);
         self.ended(py, job, Outcome::Malformed { reason })
     }
 
@@ -366,8 +417,73 @@ impl ChildPipe {
     }
 
     /// The task ended this process, which is about to leave.
-    fn lost(&self, py: Python<'_>, job: u64, status: String) -> PyResult<()> {
-        self.ended(py, job, Outcome::WorkerLost { status })
+    fn lost(&self, py: Python<'_>, job: u64, status: Text) -> PyResult<()> {
+        self.ended(py, job, Outcome::WorkerLost { status: status.0 })
+    }
+
+    /// Has the message of a call published, before the job's result is written and its message settled. With `hold`
+    /// it travels with what follows, which is to come at once; with `wait` this returns when the broker has it, or
+    /// with what went wrong.
+    ///
+    /// Raises ValueError for what cannot be said in JSON as Celery says it; then nothing is published.
+    #[pyo3(signature = (job, target, task_id, reply_to, args, kwargs, options, *, as_tuple, hold, wait))]
+    #[expect(clippy::too_many_arguments, reason = "one argument a part of the call; called from one place")]
+    fn go_on(
+        &self,
+        py: Python<'_>,
+        job: u64,
+        target: &Target,
+        task_id: &str,
+        reply_to: &str,
+        args: &str,
+        kwargs: &str,
+        options: &str,
+        as_tuple: bool,
+        hold: bool,
+        wait: bool,
+    ) -> PyResult<Option<String>> {
+        let call = Call { id: task_id, reply_to, args, tuple: as_tuple, kwargs, options };
+        let publication = Box::new(target.publication(&call)?);
+        if wait {
+            let frame = |serial| FromChild::Publish { job, confirm: Some(serial), publication };
+            return self.ask(py, frame);
+        }
+        let frame = FromChild::Publish { job, confirm: None, publication };
+        if hold {
+            self.own_process()?;
+            frame.encode(&mut self.writing());
+        } else {
+            self.write(py, &frame)?;
+        }
+        Ok(None)
+    }
+
+    /// Has the job counted as a member of its chord, after its result is written; waits for the answer, which is
+    /// the script's. Raises RuntimeError when there is none.
+    fn count(
+        &self,
+        py: Python<'_>,
+        job: u64,
+        keys: Vec<Vec<u8>>,
+        arguments: Vec<Vec<u8>>,
+    ) -> PyResult<(i64, Option<i64>, Option<i64>, bool)> {
+        let bytes = |texts: Vec<Vec<u8>>| texts.into_iter().map(Bytes::from).collect();
+        let part = Part { keys: bytes(keys), arguments: bytes(arguments) };
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
+        self.inbox().stored.insert(serial, None);
+        self.write(py, &FromChild::Part { job, serial, part })?;
+        let answer = self.wait(py, |inbox| {
+            if let Some(counted) = inbox.counted.remove(&serial) {
+                return Some(Ok(counted));
+            }
+            match inbox.stored.get_mut(&serial)?.take() {
+                Some(error) => Some(Err(error.unwrap_or_default())),
+                None => inbox.closed.then(|| Err("the worker is gone".to_owned())),
+            }
+        });
+        self.inbox().stored.remove(&serial);
+        let Counted { ready, added, size, sends } = answer?.map_err(PyRuntimeError::new_err)?;
+        Ok((ready, added, size, sends))
     }
 
     /// Has a result written. With `wait` this returns when it is, or with what went wrong.
@@ -380,8 +496,8 @@ impl ChildPipe {
         &self,
         py: Python<'_>,
         job: u64,
-        task_id: String,
-        state: String,
+        task_id: Text,
+        state: Text,
         document: &[u8],
         key: String,
         expires: Option<f64>,
@@ -390,8 +506,8 @@ impl ChildPipe {
         wait: bool,
     ) -> PyResult<Option<String>> {
         let record = Record {
-            task_id,
-            state,
+            task_id: task_id.0,
+            state: state.0,
             document: Bytes::copy_from_slice(document),
             key,
             expires: expires.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
@@ -408,15 +524,65 @@ impl ChildPipe {
             self.write(py, &FromChild::Store { job, confirm: None, record })?;
             return Ok(None);
         }
-        let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
-        self.inbox().stored.insert(serial, None);
-        self.write(py, &FromChild::Store { job, confirm: Some(serial), record })?;
-        let answer = self.wait(py, |inbox| match inbox.stored.get_mut(&serial)?.take() {
-            Some(answer) => Some(answer),
-            None => inbox.closed.then(|| Some("the worker is gone".to_owned())),
-        });
-        self.inbox().stored.remove(&serial);
-        answer
+        self.ask(py, |serial| FromChild::Store { job, confirm: Some(serial), record })
+    }
+}
+
+/// Where messages of one task go and what they are like; Celery's own message of an empty call, as JSON.
+#[pyclass(frozen, module = "celeriac._core")]
+pub(super) struct Target {
+    message: signature::Target,
+    route: Route,
+}
+
+#[derive(serde::Deserialize)]
+struct Route {
+    exchange: String,
+    routing_key: String,
+    declare: Option<Queue>,
+}
+
+#[pymethods]
+impl Target {
+    #[new]
+    fn new(json: &str) -> PyResult<Self> {
+        let wrong = |error: serde_json::Error| PyValueError::new_err(error.to_string());
+        Ok(Self {
+            message: serde_json::from_str(json).map_err(wrong)?,
+            route: serde_json::from_str(json).map_err(wrong)?,
+        })
+    }
+
+    /// `(headers, properties, body)` of a call: for tests.
+    #[pyo3(signature = (task_id, reply_to, args, kwargs, options, *, as_tuple))]
+    fn message(
+        &self,
+        task_id: &str,
+        reply_to: &str,
+        args: &str,
+        kwargs: &str,
+        options: &str,
+        as_tuple: bool,
+    ) -> PyResult<(String, String, String)> {
+        let call = Call { id: task_id, reply_to, args, tuple: as_tuple, kwargs, options };
+        let message =
+            self.message.message(&call).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((text(message.headers.as_bytes()), text(message.properties.as_bytes()), text(&message.body)))
+    }
+}
+
+impl Target {
+    fn publication(&self, call: &Call<'_>) -> PyResult<Publication> {
+        let message = self.message.message(call).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let Route { exchange, routing_key, declare } = &self.route;
+        Ok(Publication {
+            exchange: exchange.clone(),
+            exchange_type: None,
+            routing_key: routing_key.clone(),
+            message,
+            declare: declare.clone().map(Arc::new),
+        })
     }
 }
 

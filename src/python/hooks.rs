@@ -3,20 +3,23 @@
 //! The worker runs on a thread of its own and puts calls into a channel; the main thread, with the GIL released
 //! while it waits, carries them out in order on the hooks object of `python/celeriac/bridge.py`.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::broker::Settlement;
 use crate::logging::{LineConfig, LineWriter};
 use crate::protocol::{DeliveryInfo, Message};
-use crate::worker::hooks::{Hooks, LogRecord, Notice, Report};
+use crate::worker::hooks::{Hooks, LogRecord, Notice, Report, Unstarted};
+use crate::worker::hosting::{Hosted, Order};
 
 /// How often the main thread looks for Python-level signal handlers when nothing else wakes it.
 const CHECK_SIGNALS: Duration = Duration::from_secs(5);
@@ -27,26 +30,40 @@ pub(super) enum Call {
     Log(LogRecord),
     Received(Box<(Message, DeliveryInfo)>, oneshot::Sender<()>),
     Report(Box<Report>, oneshot::Sender<Option<Settlement>>),
+    StoreRevoked(Vec<Unstarted>, oneshot::Sender<()>),
     Control(String, Value, oneshot::Sender<Option<Value>>),
+    Host(Hosted, oneshot::Sender<Option<Settlement>>),
     Over,
 }
 
 /// The worker's side.
 pub(super) struct PyHooks {
     calls: Sender<Call>,
-    wants_received: bool,
+    /// Refreshed after each notice: handlers of `worker_ready` connect others.
+    wants_received: Arc<AtomicBool>,
     /// Writes records with data, the lines of received tasks, where Python need not see them.
     lines: Option<Mutex<LineWriter>>,
+    /// What the app's own objects ask for, until the worker takes it.
+    orders: Mutex<Option<mpsc::UnboundedReceiver<Order>>>,
+}
+
+/// The main thread's end.
+pub(super) struct Inbox {
+    calls: Receiver<Call>,
+    wants_received: Arc<AtomicBool>,
 }
 
 /// The channel's two ends.
 pub(super) fn pair(
     wants_received: bool,
     lines: Option<&LineConfig>,
-) -> (PyHooks, Sender<Call>, Receiver<Call>) {
+    orders: Option<mpsc::UnboundedReceiver<Order>>,
+) -> (PyHooks, Sender<Call>, Inbox) {
     let (calls, inbox) = channel();
     let lines = lines.and_then(LineWriter::new).map(Mutex::new);
-    (PyHooks { calls: calls.clone(), wants_received, lines }, calls, inbox)
+    let wants_received = Arc::new(AtomicBool::new(wants_received));
+    let inbox = Inbox { calls: inbox, wants_received: wants_received.clone() };
+    (PyHooks { calls: calls.clone(), wants_received, lines, orders: Mutex::new(orders) }, calls, inbox)
 }
 
 #[async_trait]
@@ -67,7 +84,7 @@ impl Hooks for PyHooks {
     }
 
     fn wants_received(&self) -> bool {
-        self.wants_received
+        self.wants_received.load(Ordering::Relaxed)
     }
 
     async fn received(&self, message: &Message, info: &DeliveryInfo) {
@@ -83,19 +100,39 @@ impl Hooks for PyHooks {
         answer.await.ok().flatten()
     }
 
+    async fn store_revoked(&self, tasks: Vec<Unstarted>) {
+        let (done, answer) = oneshot::channel();
+        if self.calls.send(Call::StoreRevoked(tasks, done)).is_ok() {
+            let _ = answer.await;
+        }
+    }
+
     async fn control(&self, method: &str, arguments: Value) -> Option<Value> {
         let (done, answer) = oneshot::channel();
         self.calls.send(Call::Control(method.to_owned(), arguments, done)).ok()?;
         answer.await.ok().flatten()
     }
+
+    fn host(&self, event: Hosted) -> BoxFuture<'static, Option<Settlement>> {
+        let (done, answer) = oneshot::channel();
+        // Sent now: the order of events is that of the calls of this method.
+        let _ = self.calls.send(Call::Host(event, done));
+        Box::pin(async move { answer.await.ok().flatten() })
+    }
+
+    fn orders(&self) -> mpsc::UnboundedReceiver<Order> {
+        let taken = self.orders.lock().ok().and_then(|mut orders| orders.take());
+        taken.unwrap_or_else(|| mpsc::unbounded_channel().1)
+    }
 }
 
 /// Serves calls until [`Call::Over`]. An exception of a hook is the hook object's own business: it logs what user
 /// code raises. What it lets through ends the worker.
-pub(super) fn serve(py: Python<'_>, hooks: &Bound<'_, PyAny>, inbox: Receiver<Call>) -> PyResult<()> {
+pub(super) fn serve(py: Python<'_>, hooks: &Bound<'_, PyAny>, inbox: Inbox) -> PyResult<()> {
     let mut next = None;
+    let Inbox { calls, wants_received } = inbox;
     // `Receiver` is not `Sync`; only this thread uses it, with and without the GIL.
-    let mut inbox = Some(inbox);
+    let mut inbox = Some(calls);
     loop {
         let call = match next.take() {
             Some(call) => call,
@@ -131,6 +168,10 @@ pub(super) fn serve(py: Python<'_>, hooks: &Bound<'_, PyAny>, inbox: Receiver<Ca
                 }
                 log(hooks, records)?;
             }
+            Call::Notice(notice) => {
+                hooks.call_method1("notice", (text(&notice),))?;
+                wants_received.store(hooks.getattr("wants_received")?.is_truthy()?, Ordering::Relaxed);
+            }
             call => one(py, hooks, call)?,
         }
     }
@@ -147,9 +188,6 @@ fn log(hooks: &Bound<'_, PyAny>, records: Vec<LogRecord>) -> PyResult<()> {
 
 fn one(py: Python<'_>, hooks: &Bound<'_, PyAny>, call: Call) -> PyResult<()> {
     match call {
-        Call::Notice(notice) => {
-            hooks.call_method1("notice", (text(&notice),))?;
-        }
         Call::Received(parts, done) => {
             let (message, info) = *parts;
             hooks.call_method1("received", (envelope(&message, &info), PyBytes::new(py, &message.body)))?;
@@ -164,17 +202,41 @@ fn one(py: Python<'_>, hooks: &Bound<'_, PyAny>, call: Call) -> PyResult<()> {
             let answer: Option<String> = answer.extract()?;
             let _ = done.send(answer.as_deref().and_then(settlement));
         }
+        Call::StoreRevoked(tasks, done) => {
+            hooks.call_method1("store_revoked", (text(&tasks),))?;
+            let _ = done.send(());
+        }
         Call::Control(method, arguments, done) => {
             let answer = hooks.call_method1("control", (method, arguments.to_string()))?;
             let answer: Option<String> = answer.extract()?;
             let _ = done.send(answer.and_then(|answer| serde_json::from_str(&answer).ok()));
         }
-        Call::Log(_) | Call::Over => {}
+        Call::Host(event, done) => {
+            let (parts, data) = match &event {
+                Hosted::Deliver { message, info, .. } | Hosted::Received { message, info, .. } => {
+                    (Some(envelope(message, info)), Some(PyBytes::new(py, &message.body)))
+                }
+                Hosted::Answered { value, .. } => (None, Some(PyBytes::new(py, value))),
+                Hosted::Execute { .. }
+                | Hosted::Revoked { .. }
+                | Hosted::Forget { .. }
+                | Hosted::Terminate { .. }
+                | Hosted::Cancelled { .. }
+                | Hosted::Accepted { .. }
+                | Hosted::TimedOut { .. }
+                | Hosted::Lost { .. }
+                | Hosted::Terminated { .. } => (None, None),
+            };
+            let answer = hooks.call_method1("hosted", (text(&event), parts, data))?;
+            let answer: Option<String> = answer.extract()?;
+            let _ = done.send(answer.as_deref().and_then(settlement));
+        }
+        Call::Notice(_) | Call::Log(_) | Call::Over => {}
     }
     Ok(())
 }
 
-fn settlement(name: &str) -> Option<Settlement> {
+pub(super) fn settlement(name: &str) -> Option<Settlement> {
     match name {
         "ack" => Some(Settlement::Ack),
         "reject" => Some(Settlement::Reject),

@@ -5,6 +5,7 @@ mod child;
 mod cli;
 mod errors;
 mod hooks;
+mod hosting;
 mod ladder;
 mod log;
 mod run;
@@ -20,6 +21,9 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(ladder::knows_backend, module)?)?;
     module.add_function(wrap_pyfunction!(run::run_worker, module)?)?;
     module.add_class::<child::ChildPipe>()?;
+    module.add_class::<child::Target>()?;
+    module.add("CHORD_SCRIPT", crate::backend::redis::CHORD_SCRIPT)?;
     module.add_class::<broker::KombuPort>()?;
+    module.add_class::<hosting::Desk>()?;
     Ok(())
 }

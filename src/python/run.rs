@@ -11,6 +11,7 @@ use tracing::Level;
 use super::broker::kombu_broker;
 use super::errors::exception;
 use super::hooks::{Call, PyHooks, pair, serve};
+use super::hosting::Desk;
 use super::log::ToPython;
 use crate::broker::{Broker, BrokerConfig};
 use crate::config::Config;
@@ -20,9 +21,11 @@ use crate::worker::{Exit, Parts};
 use crate::{backend, broker, pool, worker};
 
 /// Runs the worker until it ends: `(exit status, restart, what broke it)`. Takes over the zygote's socket.
-/// Must be called on the main thread; hooks run there. `bridges` are the brokers where kombu speaks to them.
+/// Must be called on the main thread; hooks run there. `bridges` are the brokers where kombu speaks to them, `desk` is
+/// where the app's own `Request` and `Strategy` objects ask for things.
 #[pyfunction]
-#[pyo3(signature = (config, hooks, *, zygote_fd, zygote_pid, wants_received, bridges=None))]
+#[pyo3(signature = (config, hooks, *, zygote_fd, zygote_pid, wants_received, bridges=None, desk=None))]
+#[expect(clippy::too_many_arguments, reason = "named in Python; called from one place")]
 pub(super) fn run_worker(
     py: Python<'_>,
     config: &str,
@@ -31,6 +34,7 @@ pub(super) fn run_worker(
     zygote_pid: u32,
     wants_received: bool,
     bridges: Option<Vec<Py<PyAny>>>,
+    desk: Option<PyRef<'_, Desk>>,
 ) -> PyResult<(i32, bool, Option<String>)> {
     // SAFETY: python/celeriac/bridge.py detaches the descriptor from its socket object and gives it away here.
     #[expect(unsafe_code, reason = "a descriptor changes hands")]
@@ -41,7 +45,8 @@ pub(super) fn run_worker(
             bridges.into_iter().map(|bridge| kombu_broker(py, bridge)).collect::<PyResult<Vec<_>>>()
         })
         .transpose()?;
-    let (py_hooks, calls, inbox) = pair(wants_received, config.lines.as_ref());
+    let (py_hooks, calls, inbox) =
+        pair(wants_received, config.lines.as_ref(), desk.and_then(|desk| desk.take()));
     let most = match (config.log_debug, config.log_info) {
         (true, _) => Level::DEBUG,
         (false, true) => Level::INFO,

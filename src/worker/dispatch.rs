@@ -96,6 +96,7 @@ pub fn dispatch(mut delivery: Delivery, rules: &Rules) -> Verdict {
                 eta,
                 expires,
                 bounced: false,
+                ticket: None,
             })),
             Err((incident, settlement)) => refuse(delivery, incident, settlement),
         },
@@ -143,7 +144,7 @@ pub fn accepts(accept: &[String], content_type: &str) -> bool {
 }
 
 /// kombu's complaint; it names a content type by its alias and the type.
-fn untrusted(content_type: &str) -> String {
+pub(super) fn untrusted(content_type: &str) -> String {
     let named = match content_type {
         "application/json" => "json (application/json)",
         "application/x-python-serialize" => "pickle (application/x-python-serialize)",

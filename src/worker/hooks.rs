@@ -3,9 +3,12 @@
 //! a native app has its own. Nothing on the path of a healthy task waits here unless a handler is connected.
 
 use async_trait::async_trait;
+use futures_util::future::{BoxFuture, ready};
 use serde::Serialize;
 use serde_json::Value;
+use tokio::sync::mpsc;
 
+use super::hosting::{Hosted, Order};
 use crate::broker::Settlement;
 use crate::protocol::{DeliveryInfo, Message};
 
@@ -35,6 +38,13 @@ pub enum Notice {
     Say(String),
     /// The processes of the pool changed; these are there now.
     Children(Vec<u32>),
+    /// These ids were revoked, or expired: what a state file is to remember.
+    Revoked(Vec<String>),
+    /// The loop is over; the logical clock stands here.
+    Over {
+        /// Its value.
+        clock: u64,
+    },
     /// The interval of `heartbeat_sent` is over.
     Heartbeat,
     /// SIGUSR1: stack traces of all threads to stderr.
@@ -105,6 +115,11 @@ pub enum Incident {
         /// Its traceback.
         traceback: String,
     },
+    /// The broker refused what follows the task: FAILURE OperationalError, errbacks, `task_failure`.
+    Unsent {
+        /// What the broker said.
+        reason: String,
+    },
     /// Cancelled at a cold stop after it was acknowledged: RETRY, `task_retry`.
     Cancelled,
     /// An `eta` that parses and lies outside of all time: FAILURE.
@@ -134,8 +149,32 @@ pub trait Hooks: Send + Sync {
     /// been retried (`retry_on_worker_lost`) or to have stored its SUCCESS, and is then acknowledged.
     async fn report(&self, report: Report) -> Option<Settlement>;
 
+    /// Stores REVOKED for tasks that no child of this worker runs, unless their stored state says that they were begun
+    /// or have ended. Celery does so since 5.6.2, before it answers.
+    async fn store_revoked(&self, tasks: Vec<Unstarted>);
+
     /// A remote control command that is not ours: the app's own. `None`: no such command.
     async fn control(&self, method: &str, arguments: Value) -> Option<Value>;
+
+    /// Tells the app's own `Request` and `Strategy` objects, in the order of the calls. The future ends when they have
+    /// done what they do about it; with a settlement when they cannot make anything of the message.
+    fn host(&self, _event: Hosted) -> BoxFuture<'static, Option<Settlement>> {
+        Box::pin(ready(None))
+    }
+
+    /// What those objects ask for; asked once.
+    fn orders(&self) -> mpsc::UnboundedReceiver<Order> {
+        mpsc::unbounded_channel().1
+    }
+}
+
+/// A revoked task that no child of this worker runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unstarted {
+    /// Its id.
+    pub id: String,
+    /// Its name, where the worker holds it.
+    pub task: Option<String>,
 }
 
 /// A line of the log, with logger name and level as Python's.

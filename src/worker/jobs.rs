@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::acks::Kill;
 use super::hooks::{Incident, Report};
 use super::request::Request;
+use super::results::Write;
 use super::schedule::Due;
 use crate::broker::Settlement;
 use crate::pool::JobId;
@@ -26,6 +27,10 @@ pub(super) struct Running {
     pub killed: Option<Kill>,
     /// Results that are not written yet.
     pub writes: u32,
+    /// Continuations that the broker does not have yet.
+    pub publishes: u32,
+    /// Results that wait for the continuations; counted in `writes`.
+    pub held: Vec<Write>,
     /// The parent is reporting its end.
     pub reporting: bool,
     /// How it ended: what to tell the broker when results are written and the report is done.
@@ -91,18 +96,8 @@ impl Jobs {
             }
         }
         // Limits of ended jobs stay in the heap until they are due; do not let quick tasks with long limits pile up.
-        if self.limits.len() > 1024 && self.limits.len() > 4 * self.running.len() {
-            let kept: Vec<_> = self
-                .limits
-                .iter()
-                .filter(|(_, (id, _))| self.running.contains_key(id))
-                .map(|(at, what)| (at, *what))
-                .collect();
-            self.limits = Due::default();
-            for (at, what) in kept {
-                self.limits.push(at, what);
-            }
-        }
+        let running = &self.running;
+        self.limits.prune(running.len(), |(id, _)| running.contains_key(id));
         None
     }
 

@@ -7,10 +7,13 @@ use std::collections::{HashSet, VecDeque};
 use std::future::pending;
 use std::pin::Pin;
 
+use futures_util::future::select_all;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::broker::reconnect::{Failover, Next, Why};
+use crate::broker::topology::Queue;
 use crate::broker::{Broker, Command, Consume, Delivery, Event, Session, Settlement, Tag};
 use crate::error::BrokerError;
 
@@ -22,6 +25,17 @@ enum State {
     Up(Box<Session>),
     /// Given up, or closed on purpose.
     Over,
+}
+
+/// The broker's answer to a request to consume a queue.
+pub(super) type Consuming = Result<(), BrokerError>;
+
+/// A queue that the broker has been asked to let us consume. It is one of ours once the broker agrees: one that is
+/// refused would have the next connection refused as well.
+struct Wanted {
+    queue: Queue,
+    heard: oneshot::Receiver<Consuming>,
+    answer: oneshot::Sender<Consuming>,
 }
 
 /// What happens on the link.
@@ -61,9 +75,9 @@ pub(super) struct Link {
     last_index: Option<usize>,
     state: State,
     consume: Consume,
+    wanted: Vec<Wanted>,
     held: HashSet<Tag>,
     outbox: VecDeque<Command>,
-    paused: bool,
 }
 
 impl Link {
@@ -74,9 +88,9 @@ impl Link {
             last_index: None,
             state: State::Waiting(Instant::now()),
             consume,
+            wanted: Vec::new(),
             held: HashSet::new(),
             outbox: VecDeque::new(),
-            paused: false,
         }
     }
 
@@ -112,20 +126,36 @@ impl Link {
         }
     }
 
+    /// Consumes one more queue. Should the connection be lost before the broker has answered, the answer is that; who
+    /// asked may ask again.
+    pub(super) fn consume(&mut self, queue: Queue, answer: oneshot::Sender<Consuming>) {
+        let (told, heard) = oneshot::channel();
+        self.outbox.push_back(Command::Consume(Box::new(queue.clone()), told));
+        self.wanted.push(Wanted { queue, heard, answer });
+    }
+
+    /// The broker has answered one of those who want a queue.
+    fn agreed(consume: &mut Consume, wanted: Wanted, outcome: Consuming) {
+        if outcome.is_ok() {
+            consume.queues.retain(|known| known.name != wanted.queue.name);
+            consume.queues.push(wanted.queue);
+        }
+        // Nobody may be left to hear it.
+        let _ = wanted.answer.send(outcome);
+    }
+
     /// Sends a command, now or when the link is up.
     pub(super) fn send(&mut self, command: Command) {
         match &command {
             Command::Prefetch(count) => self.consume.prefetch = *count,
-            Command::Consume(queue) => {
-                self.consume.queues.retain(|known| known.name != queue.name);
-                self.consume.queues.push((**queue).clone());
-            }
             Command::Cancel(name) => self.consume.queues.retain(|queue| queue.name != *name),
-            Command::Pause => self.paused = true,
+            Command::Pause => self.consume.paused = true,
+            Command::Resume => self.consume.paused = false,
             _ => {}
         }
         // A session that is not up yet is told these by `Consume`.
-        let told_anyway = matches!(command, Command::Prefetch(_) | Command::Consume(_) | Command::Cancel(_));
+        let told_anyway =
+            matches!(command, Command::Prefetch(_) | Command::Cancel(_) | Command::Pause | Command::Resume);
         if self.is_up() || !told_anyway {
             self.outbox.push_back(command);
         }
@@ -167,7 +197,21 @@ impl Link {
                 },
                 State::Up(session) => {
                     let blocked = !self.outbox.is_empty();
+                    let answered = !self.wanted.is_empty();
+                    let answers = async {
+                        // Not polled without any; an empty list would be a panic.
+                        let (outcome, index, _) =
+                            select_all(self.wanted.iter_mut().map(|wanted| &mut wanted.heard)).await;
+                        (outcome, index)
+                    };
                     let event = tokio::select! {
+                        (outcome, index) = answers, if answered => {
+                            let wanted = self.wanted.swap_remove(index);
+                            let address = self.failover.current().address();
+                            let outcome = outcome.unwrap_or_else(|_| Err(unanswered(address)));
+                            Self::agreed(&mut self.consume, wanted, outcome);
+                            continue;
+                        }
                         event = session.events.recv() => event,
                         _ = async { session.commands.reserve().await.is_ok() }, if blocked => {
                             self.flush();
@@ -211,7 +255,7 @@ impl Link {
                     self.held.remove(tag);
                 }
             }
-            Event::Control(_) | Event::Lost(_) => {}
+            Event::Control(_) | Event::Remembered(_) | Event::Lost(_) => {}
         }
     }
 
@@ -223,19 +267,26 @@ impl Link {
         if moved {
             self.forget();
         }
-        if self.paused {
+        if self.consume.paused {
+            // Not every broker is told by `Consume`.
             self.outbox.push_front(Command::Pause);
         }
         LinkEvent::Up { address: self.broker().address(), moved }
     }
 
-    /// What the next session knows nothing of. Publications are for whatever broker comes.
+    /// What the next session knows nothing of. Publications, and what is to be remembered, are for whatever broker comes.
     fn forget(&mut self) {
         self.held.clear();
-        self.outbox.retain(|command| matches!(command, Command::Publish(..)));
+        self.outbox.retain(|command| matches!(command, Command::Publish(..) | Command::Remember(_)));
     }
 
     fn lost(&mut self, error: BrokerError) -> LinkEvent {
+        self.outbox.retain(|command| !matches!(command, Command::Consume(..)));
+        for mut wanted in std::mem::take(&mut self.wanted) {
+            // The broker's last word may not have been read yet.
+            let outcome = wanted.heard.try_recv().unwrap_or_else(|_| Err(error.clone()));
+            Self::agreed(&mut self.consume, wanted, outcome);
+        }
         if !self.broker().capabilities().settles_across_sessions {
             self.forget();
         }
@@ -313,6 +364,14 @@ impl Link {
     }
 }
 
+/// The answer of a broker that gave none.
+fn unanswered(address: String) -> BrokerError {
+    BrokerError::Connection {
+        address,
+        reason: "the connection was closed before the broker answered".to_owned(),
+    }
+}
+
 /// Leaves deliveries to the broker.
 fn abandon(deliveries: Vec<Delivery>) {
     for delivery in deliveries {
@@ -320,5 +379,6 @@ fn abandon(deliveries: Vec<Delivery>) {
     }
 }
 
+#[cfg(test)]
 #[cfg(test)]
 mod tests;

@@ -3,10 +3,15 @@
 //! The start order is [`run`], read from top to bottom; the loop is in `consumer`.
 
 pub mod acks;
+mod asking;
 mod consumer;
+mod continuations;
 pub mod dispatch;
 pub mod hooks;
+pub mod hosting;
+mod intake;
 mod jobs;
+mod life;
 mod link;
 mod outcomes;
 mod panel;
@@ -81,6 +86,7 @@ pub async fn run(config: Config, parts: Parts) -> Result<Exit, Error> {
         node: config.hostname.clone(),
         queues: config.queues.clone(),
         prefetch: config.prefetch(),
+        paused: false,
         control: config.control.clone(),
         held: Default::default(),
     };

@@ -8,10 +8,10 @@ use super::consumer::{Consumer, Reported};
 use super::hooks::{Incident, Notice, Report};
 use super::jobs::{Limit, Running};
 use super::request::Request;
-use super::results::{Write, Written};
+use super::results::{What, Write, Written};
 use super::shutdown::{Cause, Phase};
 use crate::broker::{Delivery, Handle, Settlement};
-use crate::pool::{self, Interrupt, JobId, Outcome};
+use crate::pool::{self, Interrupt, JobId, Outcome, StoreId};
 use crate::protocol::Message;
 
 /// Pool events taken in one turn before the broker is told of them.
@@ -47,19 +47,12 @@ impl Consumer {
                 self.slots_up = self.slots_up.saturating_sub(1);
                 self.hooks.notice(Notice::Children(self.pool.pids()));
             }
+            pool::Event::Accepted { job } if self.on_call_accepted(job) => {}
             pool::Event::Accepted { job } => self.on_accepted(job),
-            pool::Event::Store { job, record, confirm } => {
-                if let Some(writes) = &self.writes {
-                    if let Some(running) = self.jobs.get_mut(job) {
-                        running.writes += 1;
-                    }
-                    self.unwritten += 1;
-                    // The writer ends after this loop; it cannot be gone.
-                    let _ = writes.send(Write { job, confirm, record });
-                } else if let Some(store) = confirm {
-                    self.pool.stored(store, Some("this worker has no native result backend".to_owned()));
-                }
-            }
+            pool::Event::Answered { job, value } => self.on_answered(job, value),
+            pool::Event::Store { job, record, confirm } => self.on_write(job, confirm, What::Record(record)),
+            pool::Event::Part { job, part, confirm } => self.on_write(job, confirm, What::Part(part)),
+            pool::Event::Publish { job, publication, confirm } => self.on_publish(job, publication, confirm),
             pool::Event::Ended { job, outcome } => self.on_ended(job, outcome),
             pool::Event::Broken(reason) => {
                 tracing::error!(target: "celery.worker", "Unrecoverable error: {reason}");
@@ -67,6 +60,26 @@ impl Consumer {
                 self.on_cause(Cause::Failure);
             }
         }
+    }
+
+    fn on_write(&mut self, job: JobId, confirm: Option<StoreId>, what: What) {
+        if self.writes.is_none() {
+            if let Some(store) = confirm {
+                self.pool.stored(store, Some("this worker has no native result backend".to_owned()));
+            }
+            return;
+        }
+        self.unwritten += 1;
+        let write = Write { job, confirm, what };
+        if let Some(running) = self.jobs.get_mut(job) {
+            running.writes += 1;
+            // As Celery: a task that others see as done has been continued.
+            if running.publishes > 0 {
+                running.held.push(write);
+                return;
+            }
+        }
+        self.write(write);
     }
 
     fn on_accepted(&mut self, id: JobId) {
@@ -86,6 +99,7 @@ impl Consumer {
     }
 
     fn on_ended(&mut self, id: JobId, outcome: Outcome) {
+        let Some(outcome) = self.on_call_ended(id, outcome) else { return };
         let outcome = match outcome {
             Outcome::Translated { headers, body, content_type, content_encoding } => {
                 let Some(Running { request, .. }) = self.jobs.remove(id) else { return };
@@ -139,11 +153,11 @@ impl Consumer {
         }
     }
 
-    /// Settles a job that ended, once its results are written and its report is done.
-    fn finish(&mut self, id: JobId) {
+    /// Settles a job that ended, once it is continued, its results are written and its report is done.
+    pub(super) fn finish(&mut self, id: JobId) {
         let Some(job) = self.jobs.get(id) else { return };
         let Some(settlement) = job.ended else { return };
-        if job.writes > 0 || job.reporting {
+        if job.publishes > 0 || job.writes > 0 || job.reporting {
             return;
         }
         let Some(job) = self.jobs.remove(id) else { return };
@@ -155,8 +169,10 @@ impl Consumer {
 
     pub(super) fn on_written(&mut self, written: Written) {
         self.unwritten = self.unwritten.saturating_sub(1);
-        if let Some(store) = written.confirm {
-            self.pool.stored(store, written.error);
+        match (written.confirm, written.counted) {
+            (Some(store), Some(counted)) => self.pool.counted(store, counted),
+            (Some(store), None) => self.pool.stored(store, written.error),
+            (None, _) => {}
         }
         if let Some(job) = self.jobs.get_mut(written.job) {
             job.writes = job.writes.saturating_sub(1);
@@ -232,7 +248,6 @@ impl Consumer {
         if job.killed.is_some() || job.over {
             return;
         }
-        tracing::info!(target: "celery.worker.control", "Terminating {} ({signal})", job.request.headers.id);
         job.killed = Some(Kill::Revoked(signal));
         job.reporting = true;
         let what = Incident::Revoked {

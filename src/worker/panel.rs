@@ -1,66 +1,40 @@
 //! The worker as remote control sees it.
 
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use tokio::time::Instant;
 
-use super::consumer::{Consumer, Received, Shown, Waiting};
+use super::consumer::{Consumer, Shown, Waiting};
+use super::hooks::{Notice, Unstarted};
 use super::revoked::RevokedTasks;
 use super::shutdown::Cause;
 use crate::broker::topology::Queue;
-use crate::broker::{Command, Publication};
+use crate::broker::{Command, Remembrance};
+use crate::clock;
 use crate::cluster::clock::LamportClock;
 use crate::config::TaskPolicy;
-use crate::control::{self, Handled, Panel, PoolStats, Stage, Stats, TaskRequest, broker_stats};
+use crate::control::{Panel, PoolStats, Stage, Stats, TaskRequest, broker_stats};
 use crate::pool::JobId;
-use crate::protocol::Message;
 
 impl Consumer {
-    /// A command sees every task that came before it, so it waits with those that the app is being told of.
-    pub(super) fn on_control(&mut self, message: Message) {
-        if self.receiving.is_empty() {
-            self.obey(&message);
-        } else {
-            self.receiving.push_back(Box::pin(std::future::ready(Received::Command(message))));
+    /// What workers before this one were told to revoke.
+    pub(super) fn recall(&mut self, ids: Vec<String>) {
+        let now = Instant::now();
+        let news: Vec<String> = ids.into_iter().filter(|id| !self.revoked.contains(id)).collect();
+        news.iter().for_each(|id| self.revoked.insert(id, now));
+        if !news.is_empty() {
+            tracing::debug!(target: "celery.worker", count = news.len(), "The broker remembers revoked tasks.");
+            self.hooks.notice(Notice::Revoked(news));
         }
     }
 
-    pub(super) fn obey(&mut self, message: &Message) {
-        match control::handle(message, self) {
-            Handled::Done => {}
-            Handled::Reply(publication) => self.publish(publication),
-            Handled::Ask(request) => {
-                let arguments = Value::Object(request.arguments.clone());
-                self.ask(Some(request.clone()), request.method, arguments);
-            }
+    /// Has the broker remember revokes, each for so many seconds, where it can.
+    fn remember(&mut self, entries: Vec<(String, f64)>) {
+        if self.link.broker().capabilities().remembers && !entries.is_empty() {
+            let most = self.revoked.bounds().most;
+            self.link.send(Command::Remember(Remembrance { entries, most }));
         }
-    }
-
-    /// Asks the app; its answer, if one is wanted, is published.
-    pub(super) fn ask(&mut self, request: Option<control::Request>, method: String, arguments: Value) {
-        let hooks = self.hooks.clone();
-        self.asking.spawn(async move {
-            let answer = hooks.control(&method, arguments).await;
-            request.map(|request| (request, answer))
-        });
-    }
-
-    pub(super) fn on_answer(
-        &mut self,
-        answer: Result<Option<(control::Request, Option<Value>)>, tokio::task::JoinError>,
-    ) {
-        if let Ok(Some((request, answer))) = answer
-            && let Some(publication) = control::answered(&request, answer, self)
-        {
-            self.publish(publication);
-        }
-    }
-
-    fn publish(&mut self, publication: Box<Publication>) {
-        // Nobody waits for a reply to arrive: who asked may be gone.
-        let (done, _) = oneshot::channel();
-        self.link.send(Command::Publish(publication, done));
     }
 
     fn change_policy(&mut self, task: &str, change: impl FnOnce(&mut TaskPolicy)) -> bool {
@@ -88,6 +62,25 @@ impl Panel for Consumer {
 
     fn revoked(&mut self) -> &mut RevokedTasks {
         &mut self.revoked
+    }
+
+    fn revoke(&mut self, ids: &[String]) {
+        let wanted: HashSet<&str> = ids.iter().map(String::as_str).collect();
+        let now = clock::now();
+        let waits = self.waiting.iter().filter_map(|(at, waiting)| match waiting {
+            Waiting::Eta(request) | Waiting::Limited(request) => {
+                Some((request.headers.id.as_str(), at - now))
+            }
+            Waiting::Parked { shown, .. } => Some((shown.as_ref()?.headers.id.as_str(), at - now)),
+            Waiting::Heartbeat => None,
+        });
+        let waits: HashMap<&str, f64> = waits.filter(|(id, _)| wanted.contains(id)).collect();
+        let bounds = self.revoked.bounds();
+        let entry = |id: &String| (id.clone(), bounds.lasts(waits.get(id.as_str()).copied().unwrap_or(0.0)));
+        let entries = ids.iter().map(entry).collect();
+        ids.iter().for_each(|id| self.revoked.insert(id, Instant::now()));
+        self.hooks.notice(Notice::Revoked(ids.to_vec()));
+        self.remember(entries);
     }
 
     fn requests(&self) -> Vec<TaskRequest<'_>> {
@@ -133,8 +126,22 @@ impl Panel for Consumer {
             | Waiting::Limited(_)
             | Waiting::Heartbeat => None,
         });
+        let hosted = self.desk.shown().map(|shown| TaskRequest {
+            headers: &shown.request.headers,
+            message: Some(&shown.request.message),
+            info: &shown.request.info,
+            stage: if shown.running.is_some() { Stage::Active } else { Stage::Reserved },
+            time_start: shown.running.map(|(started, _)| started),
+            acknowledged: shown.settled,
+            worker_pid: shown.running.map(|(_, pid)| pid),
+        });
         // What a child has yet to translate from protocol 1 has no name to be shown by.
-        active.chain(held).chain(parked).filter(|shown| !shown.headers.task.is_empty()).collect()
+        active
+            .chain(held)
+            .chain(parked)
+            .chain(hosted)
+            .filter(|shown| !shown.headers.task.is_empty())
+            .collect()
     }
 
     fn queues(&self) -> Vec<Queue> {
@@ -152,10 +159,10 @@ impl Panel for Consumer {
                 max_tasks_per_child: self.config.pool.max_tasks_per_child,
                 timeouts: (self.config.soft_time_limit, self.config.time_limit),
                 writes: self.totals.values().sum(),
-                active: self.jobs.active().count(),
+                active: self.jobs.active().count() + self.desk.running(),
             },
             broker: broker_stats(&self.link.broker().address(), &self.config.broker),
-            prefetch_count: self.wanted_prefetch(),
+            prefetch_count: self.wanted_prefetch().unwrap_or(0),
         }
     }
 
@@ -164,8 +171,8 @@ impl Panel for Consumer {
             .tasks
             .iter()
             .map(|(name, policy)| {
-                let text = self.rate_texts.get(name).or(policy.rate_limit_text.as_ref());
-                (name.clone(), text.filter(|_| policy.rate_limit.is_some()).cloned())
+                let changed = self.rate_texts.get(name);
+                (name.clone(), changed.unwrap_or(&policy.rate_limit_text).clone())
             })
             .collect()
     }
@@ -174,31 +181,46 @@ impl Panel for Consumer {
         self.config.shutdown.terminate_signal()
     }
 
-    fn store_revoked(&mut self, ids: Vec<String>) {
-        self.ask(None, "celeriac.store_revoked".to_owned(), json!({"ids": ids}));
+    fn store_revoked(&mut self, tasks: Vec<Unstarted>) {
+        self.storing = tasks;
     }
 
-    fn terminate(&mut self, id: &str, signal: i32) {
-        if !self.pool.interrupts() {
-            tracing::error!(
-                target: "celery.worker.control",
-                "Task {id} cannot be terminated: the {} pool cannot interrupt a task. It runs to its end.",
-                self.pool.name()
-            );
-            return;
-        }
+    fn terminate(&mut self, id: &str, signal: i32) -> Result<(), String> {
         let jobs: Vec<JobId> =
             self.jobs.active().filter(|(_, job)| job.request.headers.id == id).map(|(job, _)| job).collect();
+        if (!jobs.is_empty() || self.desk.runs(id)) && !self.pool.interrupts() {
+            let name = self.pool.name();
+            return Err(format!("NotImplementedError('the {name} pool cannot end a task that runs')"));
+        }
         // A request that has not started is discarded when its turn comes: its id is revoked.
         for job in jobs {
             self.terminate_running(job, signal);
         }
+        self.terminate_hosted(id, signal);
+        Ok(())
     }
 
-    fn rate_limit(&mut self, task: &str, rate: Option<f64>, text: &str) -> bool {
+    fn rate_limit(&mut self, task: &str, rate: Option<f64>, text: Option<&str>) -> bool {
+        if !self.change_policy(task, |policy| policy.rate_limit = rate) {
+            return false;
+        }
+        self.rate_texts.insert(task.to_owned(), text.map(str::to_owned));
         self.rate_limits.reset(task);
-        self.rate_texts.insert(task.to_owned(), text.to_owned());
-        self.change_policy(task, |policy| policy.rate_limit = rate)
+        // Those that wait for their turn get another, in their order.
+        let (again, others): (Vec<_>, Vec<_>) = self.waiting.drain_sorted().into_iter().partition(
+            |(_, waiting)| matches!(waiting, Waiting::Limited(request) if request.headers.task == task),
+        );
+        for (at, waiting) in others {
+            self.waiting.push(at, waiting);
+        }
+        let now = clock::now();
+        for (_, waiting) in again {
+            if let Waiting::Limited(request) = waiting {
+                self.limited -= 1;
+                self.take_turn(*request, now);
+            }
+        }
+        true
     }
 
     fn time_limit(&mut self, task: &str, soft: Option<f64>, hard: Option<f64>) -> bool {
@@ -208,14 +230,8 @@ impl Panel for Consumer {
         })
     }
 
-    fn add_consumer(&mut self, queue: Queue) {
-        if self.link.queues().iter().all(|known| known.name != queue.name) {
-            self.link.send(Command::Consume(Box::new(queue)));
-        }
-    }
-
     fn cancel_consumer(&mut self, queue: &str) {
-        self.link.send(Command::Cancel(queue.to_owned()));
+        self.cancel_queue(queue);
     }
 
     fn grow(&mut self, by: usize) -> Result<(), String> {

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use crate::broker::{Delivery, Handle};
 use crate::config::TaskPolicy;
-use crate::pool::{Job, JobId};
+use crate::pool::{Job, JobId, Work};
 use crate::protocol::{DeliveryInfo, Message, TaskHeaders};
+
+use super::hosting::Ticket;
 
 /// A delivery accepted for a known task. It owns the handle: whoever holds the request settles it.
 #[derive(Debug)]
@@ -26,6 +28,8 @@ pub struct Request {
     pub expires: Option<f64>,
     /// A child died before it accepted the job; the next time the job is lost.
     pub bounced: bool,
+    /// Its number in the books of [`super::hosting`], where Python has an object for it.
+    pub ticket: Option<Ticket>,
 }
 
 impl Request {
@@ -41,6 +45,7 @@ impl Request {
             eta: None,
             expires: None,
             bounced: false,
+            ticket: None,
         }
     }
 
@@ -62,6 +67,7 @@ impl Request {
             content_type: self.message.content_type.clone().unwrap_or_else(|| DATA.to_owned()),
             content_encoding: self.message.content_encoding.clone().unwrap_or_else(|| "utf-8".to_owned()),
             acks_early: !self.policy.acks_late,
+            work: Work::Message,
         }
     }
 

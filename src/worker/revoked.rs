@@ -1,5 +1,8 @@
 //! Which tasks are revoked: ids, bounded in number, and stamps, which are not. As in 5.7 an id is forgotten when it is
 //! old only once the set is full, and the oldest go first.
+//!
+//! A broker that remembers keeps ids for the workers to come. Stamps end with the worker, as in Celery: nothing but a
+//! restart lets tasks with a revoked stamp run again.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -26,6 +29,12 @@ impl Default for Bounds {
 }
 
 impl Bounds {
+    /// For how many seconds from now a broker is to remember a revoke of a task that is due in `due` seconds: a task
+    /// that waits for its `eta` is revoked for as long as it waits.
+    pub fn lasts(&self, due: f64) -> f64 {
+        if self.keep.is_zero() { f64::INFINITY } else { self.keep.as_secs_f64() + due.max(0.0) }
+    }
+
     /// The bounds that `CELERY_WORKER_REVOKES_MAX` and `CELERY_WORKER_REVOKE_EXPIRES` set; `variable` reads one.
     ///
     /// # Errors
@@ -76,6 +85,11 @@ impl RevokedTasks {
     /// An empty set.
     pub fn new(bounds: Bounds) -> Self {
         Self { bounds, ..Self::default() }
+    }
+
+    /// Its bounds.
+    pub fn bounds(&self) -> Bounds {
+        self.bounds
     }
 
     /// Revokes an id, or makes it young again.
@@ -206,6 +220,13 @@ mod tests {
         let undeclared: TaskHeaders =
             serde_json::from_value(json!({"task": "t", "id": "1", "stamps": {"k": "v"}})).unwrap();
         assert_eq!(revoked.find(&undeclared), None);
+    }
+
+    #[test]
+    fn a_revoke_lasts_as_long_as_the_task_waits_and_then_as_any_other() {
+        let bounds = Bounds { most: 1, keep: Duration::from_secs(60) };
+        assert_eq!((bounds.lasts(0.0), bounds.lasts(-5.0), bounds.lasts(100.0)), (60.0, 60.0, 160.0));
+        assert_eq!(Bounds { keep: Duration::ZERO, ..bounds }.lasts(1.0), f64::INFINITY);
     }
 
     #[test]

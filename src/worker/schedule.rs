@@ -50,6 +50,13 @@ impl<T> Due<T> {
         self.heap.push(Reverse(Entry { at, serial: self.serial, what }));
     }
 
+    /// Drops what is of no use any more where that has become most of it: `alive` things at least are of use.
+    pub fn prune(&mut self, alive: usize, of_use: impl Fn(&T) -> bool) {
+        if self.heap.len() > 1024 && self.heap.len() > 4 * alive {
+            self.heap.retain(|Reverse(entry)| of_use(&entry.what));
+        }
+    }
+
     /// When the first is due.
     pub fn next(&self) -> Option<f64> {
         self.heap.peek().map(|Reverse(entry)| entry.at)
@@ -66,6 +73,13 @@ impl<T> Due<T> {
     /// Takes everything out, in no order.
     pub fn drain(&mut self) -> impl Iterator<Item = T> + '_ {
         self.heap.drain().map(|Reverse(entry)| entry.what)
+    }
+
+    /// Takes everything out, in the order in which it would have come, each with its time.
+    pub fn drain_sorted(&mut self) -> Vec<(f64, T)> {
+        let mut entries: Vec<_> = self.heap.drain().map(|Reverse(entry)| entry).collect();
+        entries.sort();
+        entries.into_iter().map(|entry| (entry.at, entry.what)).collect()
     }
 
     /// Everything with its time, in no order.

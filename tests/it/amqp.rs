@@ -172,7 +172,7 @@ async fn prefetch_is_counted_for_all_queues_together_and_per_consumer_once_there
     let mut held = client.take(2).await;
     assert_eq!(limits(&harness), [(0, 2)].into());
 
-    client.tell(Command::Consume(Box::new(quorum.clone()))).await;
+    client.consume(quorum.clone()).await.expect("the broker agrees");
     client.send(&quorum.name, message("d")).await;
     held.push(client.next().await);
     client.expect_quiet("the other queue's two are still held").await;
@@ -204,6 +204,7 @@ fn to(exchange: &str, key: &str) -> Publication {
         exchange_type: None,
         routing_key: key.to_owned(),
         message: message("one"),
+        declare: None,
     }
 }
 
@@ -350,6 +351,7 @@ app.worker_main(["worker", "-n", "celery@tests", "-P", "solo", "--without-mingle
         queue_expires: Some(10.0),
         queue_exclusive: true,
         queue_durable: false,
+        serializer: "json".to_owned(),
     });
     let client = Client::connect(&*ours.broker(), &consume).await;
 
@@ -491,6 +493,7 @@ print(app.control.inspect(timeout=40, limit=1).ping(), flush=True)
             properties: Json::of(&json!({"delivery_mode": 1})),
             body: bytes::Bytes::from_static(br#"{"celery@tests": {"ok": "pong"}}"#),
         },
+        declare: None,
     };
     client.publish(reply).await.unwrap();
     assert_eq!(inspect.said().trim(), "{'celery@tests': {'ok': 'pong'}}");
@@ -700,7 +703,11 @@ async fn a_queue_that_cannot_be_added_is_left_out_and_the_session_goes_on() {
     let Some(harness) = AmqpHarness::start().await else { return };
     harness.publish("other", &message("declares the queue")).await;
     let mut client = Client::connect(&*harness.broker(), &harness.consume(&[&harness.queue("q")], 2)).await;
-    client.tell(Command::Consume(Box::new(queue_with("other", &json!({"x-max-priority": 3}))))).await;
+    let refused = client.consume(queue_with("other", &json!({"x-max-priority": 3}))).await.unwrap_err();
+    assert!(!refused.is_retryable() && refused.to_string().contains("PRECONDITION_FAILED"), "{refused}");
+    let absent = Queue { no_declare: true, ..Queue::named("absent") };
+    let refused = client.consume(absent).await.unwrap_err();
+    assert!(refused.to_string().contains("NOT_FOUND"), "{refused}");
     client.send("q", message("still consumed")).await;
     let delivery = client.next().await;
     assert_eq!(id(&delivery.message), "still consumed");

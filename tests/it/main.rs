@@ -6,6 +6,7 @@
 mod amqp;
 mod backend;
 mod broker;
+mod hosting;
 mod native;
 mod redis;
 mod result;

@@ -1,6 +1,6 @@
 //! The worker's core between a broker in memory and a pool that the test plays: what is told to the broker, when.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -8,17 +8,19 @@ use bytes::Bytes;
 use celeriac::backend::{BackendConfig, Record, ResultBackend};
 use celeriac::broker::memory::MemoryBroker;
 use celeriac::broker::topology::Queue;
-use celeriac::broker::{BrokerConfig, Settlement};
+use celeriac::broker::{
+    Broker, BrokerConfig, Capabilities, Command, Consume, Event, Publication, Session, Settlement,
+};
 use celeriac::clock;
 use celeriac::config::{Config, ShutdownConfig, TaskPolicy};
-use celeriac::error::{BackendError, Error};
+use celeriac::error::{BackendError, BrokerError, Error};
 use celeriac::pool::{Interrupt, Outcome, PoolConfig, StoreId};
 use celeriac::protocol::{DeliveryInfo, Json, Message};
-use celeriac::worker::hooks::{Hooks, Incident, LogRecord, Notice, Report};
+use celeriac::worker::hooks::{Hooks, Incident, LogRecord, Notice, Report, Unstarted};
 use celeriac::worker::{self, Exit, Parts};
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::message;
@@ -30,6 +32,7 @@ use crate::support::{unique, wait_until};
 struct Recorder {
     incidents: Mutex<Vec<Incident>>,
     notices: Mutex<Vec<Notice>>,
+    unstarted: Mutex<Vec<Unstarted>>,
     answer: Option<Settlement>,
 }
 
@@ -50,6 +53,10 @@ impl Hooks for Recorder {
     async fn report(&self, report: Report) -> Option<Settlement> {
         self.incidents.lock().unwrap().push(report.what);
         self.answer
+    }
+
+    async fn store_revoked(&self, tasks: Vec<Unstarted>) {
+        self.unstarted.lock().unwrap().extend(tasks);
     }
 
     async fn control(&self, _method: &str, _arguments: Value) -> Option<Value> {
@@ -88,31 +95,65 @@ struct Bench {
     hooks: Arc<Recorder>,
     backend: Arc<Gated>,
     pool: Driver,
+    /// What the broker does with publications, and the permits of those that wait.
+    moods: (Arc<Mutex<VecDeque<Act>>>, Arc<Semaphore>),
     stop: CancellationToken,
     worker: JoinHandle<Result<Exit, Error>>,
 }
 
-const QUEUE: &str = "celery";
+pub(crate) const QUEUE: &str = "celery";
 
 impl Bench {
     async fn start(policy: TaskPolicy, slots: usize, answer: Option<Settlement>) -> Self {
+        Self::start_as(policy, slots, answer, [], |_| {}).await
+    }
+
+    async fn start_with(
+        policy: TaskPolicy,
+        slots: usize,
+        answer: Option<Settlement>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        Self::start_as(policy, slots, answer, [], change).await
+    }
+
+    async fn start_on(
+        policy: TaskPolicy,
+        slots: usize,
+        answer: Option<Settlement>,
+        acts: impl IntoIterator<Item = Act>,
+    ) -> Self {
+        Self::start_as(policy, slots, answer, acts, |_| {}).await
+    }
+
+    async fn start_as(
+        policy: TaskPolicy,
+        slots: usize,
+        answer: Option<Settlement>,
+        acts: impl IntoIterator<Item = Act>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let url = format!("memory://{}", unique("worker"));
         let broker = MemoryBroker::open(&url);
         let (running, pool) = scripted(slots).await;
         let hooks = Arc::new(Recorder { answer, ..Recorder::default() });
         let backend = Arc::new(Gated { gate: Semaphore::new(0), written: Mutex::default() });
         let stop = CancellationToken::new();
+        let moods = (Arc::new(Mutex::new(acts.into_iter().collect())), Arc::new(Semaphore::new(0)));
+        let moody = Moody { inner: MemoryBroker::open(&url), acts: moods.0.clone(), gate: moods.1.clone() };
         let parts = Parts {
-            brokers: vec![Arc::new(MemoryBroker::open(&url))],
+            brokers: vec![Arc::new(moody)],
             backend: Some(backend.clone()),
             pool: running,
             hooks: hooks.clone(),
             stop: stop.clone(),
             signals: false,
         };
+        let mut config = config(url, policy, slots);
+        change(&mut config);
         #[expect(clippy::disallowed_methods, reason = "the bench owns it and awaits its end")]
-        let worker = tokio::spawn(worker::run(config(url, policy, slots), parts));
-        Self { broker, hooks, backend, pool, stop, worker }
+        let worker = tokio::spawn(worker::run(config, parts));
+        Self { broker, hooks, backend, pool, moods, stop, worker }
     }
 
     fn send(&self, id: &str) {
@@ -148,7 +189,7 @@ impl Bench {
     }
 }
 
-fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
+pub(crate) fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
     Config {
         hostname: "celery@tests".to_owned(),
         broker: BrokerConfig {
@@ -164,7 +205,6 @@ fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
             login_method: None,
         },
         queues: vec![Queue::named(QUEUE)],
-        create_missing_queues: true,
         backend: BackendConfig::default(),
         pool: PoolConfig {
             kind: "scripted".to_owned(),
@@ -176,6 +216,9 @@ fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
         prefetch_multiplier: 4,
         disable_prefetch: false,
         eta_task_limit: None,
+        rate_limits: true,
+        revoked: Vec::new(),
+        clock: 0,
         tasks: HashMap::from([("tasks.add".to_owned(), policy)]),
         accept_content: vec!["application/json".to_owned()],
         timezone: "UTC".to_owned(),
@@ -401,6 +444,74 @@ async fn an_expired_task_is_revoked_and_a_task_with_an_eta_waits_for_it() {
 }
 
 #[tokio::test]
+async fn what_is_revoked_from_the_start_is_discarded_and_the_clock_goes_on_from_there() {
+    let mut bench = Bench::start_with(early(), 1, None, |config| {
+        config.revoked = vec!["revoked".to_owned()];
+        config.clock = 40;
+    })
+    .await;
+    bench.send("revoked");
+    bench.send("kept");
+    let job = bench.pool.job().await;
+    assert_eq!(job.task_id, "kept");
+    bench.pool.accept(&job).await;
+    bench.pool.succeed(&job).await;
+    assert!(matches!(bench.incident().await, Incident::Revoked { reason: "revoked", .. }));
+    bench.settled().await;
+    let hooks = bench.hooks.clone();
+    bench.stop().await;
+    let notices = hooks.notices.lock().unwrap();
+    assert!(matches!(notices.last(), Some(Notice::Over { clock: 40 })), "{notices:?}");
+}
+
+#[tokio::test]
+async fn without_prefetch_a_message_is_fetched_only_for_an_idle_slot() {
+    let mut bench = Bench::start_with(early(), 1, None, |config| config.disable_prefetch = true).await;
+    for id in ["1", "2", "3"] {
+        bench.send(id);
+    }
+    for id in ["1", "2", "3"] {
+        let job = bench.pool.job().await;
+        assert_eq!(job.task_id, id);
+        bench.pool.accept(&job).await;
+        // Acknowledged early: the broker holds nothing for us, and yet there is room for nothing.
+        wait_until("it is acknowledged", async || bench.broker.unsettled() == 0).await;
+        let waiting = bench.broker.waiting(QUEUE);
+        tokio::task::yield_now().await;
+        assert_eq!((waiting, bench.broker.unsettled()), (3 - id.parse::<usize>().unwrap(), 0));
+        bench.pool.succeed(&job).await;
+    }
+    bench.settled().await;
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn limited_tasks_wait_in_their_order_and_take_no_prefetch_from_others() {
+    let policy = TaskPolicy { rate_limit: Some(0.001), ..early() };
+    let mut bench = Bench::start_with(policy, 2, None, |config| {
+        config.prefetch_multiplier = 1;
+        config.tasks.insert("tasks.free".to_owned(), early());
+    })
+    .await;
+    for id in ["1", "2", "3", "4", "5"] {
+        bench.send(id);
+    }
+    bench.send_with("free", &json!({"task": "tasks.free"}));
+    let mut ran = Vec::new();
+    for _ in 0..2 {
+        let job = bench.pool.job().await;
+        bench.pool.accept(&job).await;
+        bench.pool.succeed(&job).await;
+        ran.push(job.task_id);
+    }
+    assert_eq!(ran, ["1", "free"]);
+    wait_until("four wait for their turn", async || bench.broker.unsettled() == 4).await;
+    bench.stop.cancel();
+    wait_until("what waits goes back", async || bench.broker.waiting(QUEUE) == 4).await;
+    bench.stop().await;
+}
+
+#[tokio::test]
 async fn time_limits_count_from_the_start_and_the_message_wins_over_the_task() {
     let policy = TaskPolicy { time_limit: Some(100.0), ..late() };
     let mut bench = Bench::start(policy, 1, None).await;
@@ -431,4 +542,155 @@ async fn a_warm_stop_gives_back_what_has_not_started_in_order_and_lets_the_runni
     assert_eq!(exit, Exit::default());
     assert_eq!(bench.broker.unsettled(), 0);
     assert_eq!(bench.broker.waiting(QUEUE), 3);
+}
+
+/// What a broker does with the next publication.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Confirm,
+    /// Confirms when the test gives a permit.
+    Wait,
+    Refuse,
+    /// The connection is lost before the broker has it.
+    Lose,
+}
+
+/// A broker in memory that treats publications as it is told.
+struct Moody {
+    inner: MemoryBroker,
+    acts: Arc<Mutex<VecDeque<Act>>>,
+    gate: Arc<Semaphore>,
+}
+
+#[async_trait]
+impl Broker for Moody {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn address(&self) -> String {
+        self.inner.address()
+    }
+
+    async fn connect(&self, consume: &Consume) -> Result<Session, BrokerError> {
+        let Session { events: mut told, commands: inner, tasks: running } =
+            self.inner.connect(consume).await?;
+        let (events_tx, events) = mpsc::channel(64);
+        let (commands, mut asked) = mpsc::channel(64);
+        let (acts, gate, address) = (self.acts.clone(), self.gate.clone(), self.address());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let _running = running;
+            let mut waiting = VecDeque::new();
+            loop {
+                tokio::select! {
+                    Some(event) = told.recv() => events_tx.send(event).await.unwrap(),
+                    Some(command) = asked.recv() => match command {
+                        Command::Publish(publication, answer) => {
+                            let act = acts.lock().unwrap().pop_front().unwrap_or(Act::Confirm);
+                            let reason = format!("{act:?}");
+                            match act {
+                                Act::Confirm => {}
+                                Act::Wait => {
+                                    waiting.push_back(Command::Publish(publication, answer));
+                                    continue;
+                                }
+                                Act::Refuse => {
+                                    let address = address.clone();
+                                    answer.send(Err(BrokerError::Refused { address, reason })).unwrap();
+                                    continue;
+                                }
+                                Act::Lose => {
+                                    let address = address.clone();
+                                    events_tx.send(Event::Lost(BrokerError::Connection { address, reason })).await.unwrap();
+                                    return;
+                                }
+                            }
+                            inner.send(Command::Publish(publication, answer)).await.unwrap();
+                        }
+                        command => inner.send(command).await.unwrap(),
+                    },
+                    permit = gate.acquire(), if !waiting.is_empty() => {
+                        permit.unwrap().forget();
+                        inner.send(waiting.pop_front().unwrap()).await.unwrap();
+                    }
+                    else => return,
+                }
+            }
+        });
+        Ok(Session { events, commands, tasks })
+    }
+}
+
+const NEXT: &str = "next";
+
+fn next(id: &str) -> Publication {
+    Publication {
+        exchange: String::new(),
+        exchange_type: None,
+        routing_key: NEXT.to_owned(),
+        message: message(id),
+        declare: Some(Arc::new(Queue::named(NEXT))),
+    }
+}
+
+#[tokio::test]
+async fn what_follows_a_task_is_with_the_broker_before_its_result_is_written_and_its_message_settled() {
+    let mut bench = Bench::start_on(late(), 1, None, [Act::Wait]).await;
+    bench.backend.gate.add_permits(1);
+    bench.send("1");
+    let job = bench.pool.job().await;
+    bench.pool.publish(&job, next("2")).await;
+    let store = StoreId { slot: 0, serial: 7 };
+    bench.pool.store(&job, record("1"), Some(store)).await;
+    bench.pool.succeed(&job).await;
+    // Another child's work goes on meanwhile, and what it stores is written.
+    bench.send("other");
+    let other = bench.pool.job().await;
+    bench.backend.gate.add_permits(1);
+    bench.pool.store(&other, record("other"), None).await;
+    bench.pool.succeed(&other).await;
+    let written =
+        || bench.backend.written.lock().unwrap().iter().map(|one| one.task_id.clone()).collect::<Vec<_>>();
+    wait_until("the other result is written", async || !written().is_empty()).await;
+    assert_eq!((written(), bench.broker.waiting(NEXT)), (vec!["other".to_owned()], 0));
+    assert!(bench.broker.unsettled() > 0, "it is settled although nothing follows it yet");
+    bench.moods.1.add_permits(1);
+    assert_eq!(bench.pool.stored().await, (store, None));
+    assert_eq!(bench.broker.waiting(NEXT), 1);
+    bench.settled().await;
+    assert_eq!(bench.stop().await, Exit::default());
+}
+
+#[tokio::test]
+async fn a_connection_that_is_lost_with_what_follows_a_task_repeats_it_and_loses_nothing() {
+    let mut bench = Bench::start_on(late(), 1, None, [Act::Lose, Act::Confirm]).await;
+    bench.backend.gate.add_permits(9);
+    bench.send("1");
+    let job = bench.pool.job().await;
+    bench.pool.publish(&job, next("2")).await;
+    bench.pool.store(&job, record("1"), None).await;
+    bench.pool.succeed(&job).await;
+    wait_until("it is published", async || bench.broker.waiting(NEXT) == 1).await;
+    bench.settled().await;
+    assert_eq!(bench.backend.written.lock().unwrap().len(), 1);
+    assert_eq!(bench.stop().await, Exit::default());
+}
+
+#[tokio::test]
+async fn a_task_whose_continuation_the_broker_refuses_has_failed() {
+    let mut bench = Bench::start_on(late(), 1, None, [Act::Refuse]).await;
+    bench.backend.gate.add_permits(9);
+    bench.send("1");
+    let job = bench.pool.job().await;
+    bench.pool.publish(&job, next("2")).await;
+    let store = StoreId { slot: 0, serial: 7 };
+    bench.pool.store(&job, record("1"), Some(store)).await;
+    assert!(matches!(bench.pool.stored().await, (of, Some(_)) if of == store));
+    bench.pool.succeed(&job).await;
+    assert!(matches!(bench.incident().await, Incident::Unsent { .. }));
+    bench.settled().await;
+    assert_eq!(bench.broker.waiting(NEXT), 0);
+    assert!(bench.backend.written.lock().unwrap().is_empty(), "its SUCCESS is not stored");
+    bench.stop().await;
 }

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta, timezone
 
 from celery import Celery, chain, chord, group
 from celery.exceptions import InvalidTaskError
+from celery.utils.saferepr import saferepr
 from celery.worker.strategy import hybrid_to_proto2, proto1_to_proto2
 from kombu.message import Message
 
@@ -58,8 +59,13 @@ def becomes(envelope):
     )
     try:
         payload = message.decode()
-        if "task" in message.headers and "args" in payload:
+        if "args" in payload:
             (args, kwargs, embed), headers, _, utc = hybrid_to_proto2(message, payload)
+            # More than the original tells: the order of a chord's members, and what the arguments look like.
+            if "group_index" in payload:
+                headers.setdefault("group_index", payload["group_index"])
+            headers["argsrepr"] = headers["argsrepr"] or saferepr(args)
+            headers["kwargsrepr"] = headers["kwargsrepr"] or saferepr(kwargs)
         else:
             (args, kwargs, embed), headers, _, utc = proto1_to_proto2(message, payload)
     except InvalidTaskError as error:

@@ -125,7 +125,6 @@ MISSING = [
     (["-B"], "-B / --beat"),
     (["-E"], "--task-events"),
     (["--autoscale", "4,1"], "--autoscale"),
-    (["-S", "state"], "--statedb"),
 ]
 # At the other door the original patches the process for these before it asks anybody.
 MISSING_POOLS = [(["-P", "gevent"], "--pool gevent"), (["-P", "eventlet"], "--pool eventlet")]

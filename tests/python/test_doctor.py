@@ -5,8 +5,8 @@ import json
 from support.command import python, run
 
 
-def examine(app, *words, cwd):
-    done = run("celeriac", "-A", app, "doctor", "--json", *words, cwd=cwd)
+def examine(app, *words, cwd, **env):
+    done = run("celeriac", "-A", app, "doctor", "--json", *words, cwd=cwd, **env)
     return json.loads(done.stdout), done
 
 
@@ -77,8 +77,47 @@ def test_what_the_worker_would_refuse_is_listed_with_status_2(tmp_path):
     report, done = examine("batch", "-P", "threads", cwd=tmp_path)
     assert done.returncode == 2
     text = " ".join(report["refused"])
-    assert "sets Strategy to batches:Strategy" in text
+    assert "task plain_config.add sets Strategy to 'batches:Strategy', which cannot be imported" in text
     assert "worker_consumer is mine:Consumer" in text
+
+
+def test_tasks_with_classes_of_their_own_are_named_and_those_that_cannot_be_hosted_are_refused(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from celery import Celery\nfrom celery.worker.request import Request\n"
+        "app = Celery('own', broker='redis://h')\n"
+        "class Mine(Request): pass\nclass NotOne: pass\n"
+        "def strategy(task, app, consumer): pass\n"
+        "@app.task(Request=Mine)\ndef requested(): pass\n"
+        "@app.task(Strategy='own:strategy')\ndef strategic(): pass\n"
+    )
+    report, done = examine("own", cwd=tmp_path)
+    assert done.returncode == 0
+    tasks = {name: (one["rung"], one["reasons"]) for name, one in by_name(report["tasks"]).items()}
+    assert tasks == {
+        "own.requested": ("python", ["Request is own:Mine: the parent process makes one for each message"]),
+        "own.strategic": ("python", ["Strategy is own:strategy: the parent process hands it each message"]),
+    }
+    with (tmp_path / "own.py").open("a") as source:
+        source.write("@app.task(Request=NotOne)\ndef foreign(): pass\n")
+    report, done = examine("own", cwd=tmp_path)
+    assert done.returncode == 2
+    assert report["refused"] == [
+        "task own.foreign sets Request to own:NotOne, which is no subclass of celery.worker.request:Request: make it "
+        "one, or run `celery worker` without CELERIAC for this app."
+    ]
+
+
+def test_a_pool_class_of_another_package_is_refused_by_name(tmp_path):
+    (tmp_path / "aio.py").write_text(
+        "from celery import Celery\nfrom celery.concurrency.base import BasePool\n"
+        "class AsyncIOPool(BasePool): pass\n"
+        "app = Celery('aio', broker='redis://h')\napp.conf.worker_pool = 'aio:AsyncIOPool'\n"
+    )
+    report, done = examine("aio", cwd=tmp_path)
+    assert done.returncode == 2
+    assert report["refused"] == [
+        "the pool aio:AsyncIOPool is not prefork, threads or solo: run `celery worker` without CELERIAC for this app."
+    ]
 
 
 def test_the_table_for_people_says_the_same(tmp_path):
@@ -99,3 +138,25 @@ def test_the_reference_of_options_is_the_one_of_the_parser():
 
     made = python("from celeriac import _core\nprint(_core.options_reference(), end='')")
     assert (Path(__file__).resolve().parents[2] / "docs" / "options.md").read_text() == made
+
+
+def test_continuations_are_native_or_say_why_not_and_can_be_forced(tmp_path):
+    (tmp_path / "plain.py").write_text(
+        "from celery import Celery\napp = Celery('plain', broker='redis://h', backend='redis://h')\n"
+        "@app.task(serializer='pickle')\ndef pickled():\n    pass\n"
+    )
+    switch = "CELERIAC_CONTINUATIONS"
+    report, _ = examine("plain", cwd=tmp_path)
+    assert by_name(report["concerns"])["continuations"]["rung"] == "native"
+    assert by_name(report["tasks"])["plain.pickled"]["reasons"] == [
+        "Celery sends it where it follows a task: serializer is 'pickle'"
+    ]
+    report, _ = examine("plain", cwd=tmp_path, **{switch: "python"})
+    assert by_name(report["concerns"])["continuations"]["reasons"] == [f"{switch}=python"]
+    report, done = examine("plain", cwd=tmp_path, **{switch: "native"})
+    assert (report["refused"], done.returncode) == ([], 0)
+    report, done = examine("ladder_zoo", cwd=tmp_path, **{switch: "native"})
+    assert done.returncode == 2
+    assert f"{switch}=native" in report["refused"][0]
+    assert "before_task_publish" in report["refused"][0]
+    assert f"{switch}=rust" in examine("plain", cwd=tmp_path, **{switch: "rust"})[0]["refused"][0]

@@ -101,7 +101,7 @@ def test_retry_sends_the_new_message_before_it_is_reported(tmp_path: Path) -> No
 def test_reject_says_whether_the_message_goes_back(supervisor: Supervisor, requeue: bool) -> None:
     child = supervisor.fork()
     child.run(1, "reject", requeue)
-    assert child.outcome()[1:4] == ("rejected", requeue, "unwanted")
+    assert child.outcome()[1:4] == ("rejected", requeue, '"unwanted"')
 
 
 def test_ignore_has_an_outcome_of_its_own(supervisor: Supervisor) -> None:

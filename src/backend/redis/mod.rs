@@ -13,13 +13,16 @@ use redis::{AsyncConnectionConfig, ErrorKind, ProtocolVersion, RedisError, Scrip
 use serde_json::Map;
 use tokio::sync::Mutex;
 
-use super::{BackendConfig, Record, ResultBackend};
+use super::{BackendConfig, Counted, Part, Record, ResultBackend};
 use crate::broker::redis::address::{Address, Place};
 use crate::broker::redis::link::{is_final, reason};
 use crate::broker::redis::options::Options;
 use crate::error::{BackendError, mask};
 
 static STORE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("store.lua")));
+/// Counts a member of a chord. Children that write their results themselves run it, too.
+pub const CHORD_SCRIPT: &str = include_str!("chord.lua");
+static CHORD: LazyLock<Script> = LazyLock::new(|| Script::new(CHORD_SCRIPT));
 
 /// The longest value that Redis takes.
 const LONGEST: usize = 512 * 1024 * 1024;
@@ -103,6 +106,7 @@ impl RedisBackend {
                 }
                 Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
                     STORE.prepare_invoke().load_async(&mut connection).await?;
+                    CHORD.prepare_invoke().load_async(&mut connection).await?;
                 }
                 answer => return answer,
             }
@@ -197,6 +201,22 @@ impl ResultBackend for RedisBackend {
             }
         }
         answers
+    }
+
+    async fn count(&self, parts: &[Part]) -> Vec<Result<Counted, BackendError>> {
+        // Side by side: the connection takes them in one go.
+        let answers = parts.iter().map(|part| async move {
+            let mut command = redis::cmd("EVALSHA");
+            command.arg(CHORD.get_hash()).arg(part.keys.len());
+            for text in part.keys.iter().chain(&part.arguments) {
+                command.arg(&text[..]);
+            }
+            let answer: (i64, Option<i64>, Option<i64>, i64) =
+                self.query(&command).await.map_err(|error| self.error(&error, "a member of a chord"))?;
+            let (ready, added, size, sends) = answer;
+            Ok(Counted { ready, added, size, sends: sends == 1 })
+        });
+        futures_util::future::join_all(answers).await
     }
 
     async fn get(&self, task_id: &str) -> Result<Option<Bytes>, BackendError> {

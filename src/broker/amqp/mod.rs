@@ -132,7 +132,7 @@ impl Amqp {
 #[async_trait]
 impl Broker for Amqp {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { settles_across_sessions: false, parks: false, fanout: true }
+        Capabilities { settles_across_sessions: false, parks: false, fanout: true, remembers: false }
     }
 
     fn address(&self) -> String {

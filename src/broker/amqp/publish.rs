@@ -82,7 +82,7 @@ pub(crate) struct Publisher {
 struct Line {
     link: Link,
     channel: Channel,
-    /// Exchanges that were declared on this connection.
+    /// Exchanges, and queues with the word before them, that were declared on this connection.
     declared: HashSet<String>,
     /// What the connection says of itself.
     events: BoxStream<'static, lapin::Event>,
@@ -189,6 +189,13 @@ impl Publisher {
             let exchange = topology::exchange(&publication.exchange, kind);
             topology::declare_exchange(&line.channel, &exchange).await?;
             line.declared.insert(publication.exchange.clone());
+        }
+        if let Some(queue) = &publication.declare {
+            let name = format!("queue {}", queue.name);
+            if !line.declared.contains(&name) {
+                topology::declare(&line.channel, queue).await?;
+                line.declared.insert(name);
+            }
         }
         let (channel, body) = (line.channel.clone(), publication.message.body.clone());
         Ok(Box::pin(async move {

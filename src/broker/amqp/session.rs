@@ -249,8 +249,12 @@ impl State {
             Command::Prefetch(count) => {
                 self.ask("basic.qos", async |live| live.consumers.limit(count).await).await?;
             }
-            Command::Consume(_) if self.paused => {}
-            Command::Consume(queue) => self.consume(*queue).await?,
+            Command::Consume(..) if self.paused => {}
+            Command::Consume(queue, answer) => {
+                let outcome = self.consume(*queue).await?;
+                // Nobody may be left to hear it.
+                let _ = answer.send(outcome.map_err(|fault| self.live.address.refused(fault)));
+            }
             Command::Cancel(queue) => {
                 self.ask("basic.cancel", async |live| live.consumers.cancel(&queue).await).await?;
             }
@@ -264,9 +268,13 @@ impl State {
                     let _ = answer.send(Err(live.address.lost("too many messages wait to be published")));
                 }
             }
-            Command::Park { .. } | Command::Unpark(_) => tracing::error!(
+            Command::Park { .. } | Command::Unpark(_) | Command::Resume => tracing::error!(
                 target: "celery.worker.consumer",
                 "AMQP cannot park deliveries: a bug of celeriac. The delivery stays prefetched."
+            ),
+            Command::Remember(_) => tracing::error!(
+                target: "celery.worker.consumer",
+                "AMQP cannot remember what is revoked: a bug of celeriac. It is forgotten with the last worker."
             ),
             Command::Close(answer) => return Err(End::Closed(Some(answer))),
         }
@@ -274,22 +282,26 @@ impl State {
     }
 
     /// Declares a queue on a channel of its own, where a refusal does no harm, and consumes it.
-    async fn consume(&mut self, queue: Queue) -> Result<(), End> {
+    ///
+    /// The inner error is the broker's refusal.
+    async fn consume(&mut self, queue: Queue) -> Result<Result<(), Fault>, End> {
         let mut refusal = None;
         self.ask("queue.declare", async |live| {
             let scratch = live.link.channel().await?;
-            match topology::declare(&scratch, &queue).await {
+            match topology::require(&scratch, &queue).await {
                 Err(fault) if fault.is_refusal() => refusal = Some(fault),
-                outcome => outcome?,
+                outcome => {
+                    outcome?;
+                    scratch.close(200, "OK".into()).await?;
+                }
             }
             Ok(())
         })
         .await?;
         if let Some(fault) = refusal {
-            tracing::error!(target: "celery.worker.consumer", "Queue {:?} cannot be consumed: {fault}", queue.name);
-            return Ok(());
+            return Ok(Err(fault));
         }
-        self.ask("basic.consume", async |live| live.consumers.add(queue).await).await
+        self.ask("basic.consume", async |live| live.consumers.add(queue).await).await.map(Ok)
     }
 
     /// Asks the broker; a broker that refuses or is silent ends the session.

@@ -36,6 +36,16 @@ pub(super) async fn declare(channel: &Channel, queue: &Queue) -> Result<(), Faul
     Ok(())
 }
 
+/// As [`declare`], and a queue that is never declared has to be there already: consuming one that is not would
+/// close the channel of all others.
+pub(super) async fn require(channel: &Channel, queue: &Queue) -> Result<(), Fault> {
+    if queue.no_declare {
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        channel.queue_declare(short(&queue.name)?, options, table::from_json(&Map::new())).await?;
+    }
+    declare(channel, queue).await
+}
+
 /// Declares an exchange, unless it is one of the broker's own.
 pub(super) async fn declare_exchange(channel: &Channel, exchange: &Exchange) -> Result<(), Fault> {
     if exchange.no_declare || exchange.name.is_empty() || exchange.name.starts_with("amq.") {
@@ -116,5 +126,7 @@ pub(super) fn control_queue(node: &str, control: &Control) -> Queue {
         no_ack: true,
         arguments,
         consumer_arguments: Map::new(),
+        alias: None,
+        shown: None,
     }
 }

@@ -128,7 +128,7 @@ impl Folders {
 #[async_trait]
 impl Broker for FilesystemBroker {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { settles_across_sessions: true, parks: true, fanout: true }
+        Capabilities { settles_across_sessions: true, parks: true, fanout: true, remembers: false }
     }
 
     fn address(&self) -> String {

@@ -51,7 +51,7 @@ pub(super) fn open(worker: Arc<Worker>, consume: &Consume) -> io::Result<Session
         kinds: HashMap::new(),
         mailbox: None,
         prefetch: consume.prefetch as usize,
-        paused: false,
+        paused: consume.paused,
         unparked: HashSet::new(),
         unreadable: HashMap::new(),
         look_again: VecDeque::new(),
@@ -195,21 +195,29 @@ impl Consumer {
             }
             Command::Unpark(tags) => self.unparked.extend(tags),
             Command::Prefetch(count) => self.prefetch = count as usize,
-            Command::Consume(queue) => {
+            Command::Consume(queue, answer) => {
                 if !self.queues.contains(&queue.name) {
                     self.declare(&queue)?;
                     self.queues.push_back(queue.name.clone());
                     self.waiting.insert(queue.name, BTreeSet::new());
                     self.list()?;
                 }
+                // Nobody may be left to hear it.
+                let _ = answer.send(Ok(()));
             }
             Command::Cancel(name) => {
                 self.queues.retain(|queue| *queue != name);
                 self.waiting.remove(&name);
             }
             Command::Pause => self.paused = true,
+            Command::Resume => self.paused = false,
+            // Folders remember nothing, and say so.
+            Command::Remember(_) => {}
             Command::Publish(publication, answer) => {
-                let result = self.publish(&publication).map_err(|error| self.worker.error(&error));
+                let declared = publication.declare.as_deref().map_or(Ok(()), |queue| self.declare(queue));
+                let result = declared
+                    .and_then(|()| self.publish(&publication))
+                    .map_err(|error| self.worker.error(&error));
                 // Nobody may be left to hear it.
                 let _ = answer.send(result);
             }

@@ -17,6 +17,8 @@ pub(crate) struct Keys {
     /// Our own: session of a worker -> its last sign of life, below 0 when it was found dead. One for each
     /// `unacked` hash, because who looks after a dead worker must look into the hash that it used.
     pub(crate) workers: String,
+    /// Our own: what is revoked -> when that is forgotten.
+    pub(crate) revoked: String,
 }
 
 impl Keys {
@@ -30,6 +32,7 @@ impl Keys {
             unacked: format!("{prefix}{}", options.unacked_key),
             unacked_index: format!("{prefix}{}", options.unacked_index_key),
             workers: format!("{prefix}celeriac.workers.{}", options.unacked_key),
+            revoked: format!("{prefix}celeriac.revoked"),
             prefix,
         }
     }
@@ -137,6 +140,7 @@ mod tests {
         let keys = keys(Options { global_keyprefix: "app_".to_owned(), ..Options::default() });
         assert_eq!(keys.list("q", 0), "app_q");
         assert_eq!(keys.unacked, "app_unacked");
+        assert_eq!(keys.revoked, "app_celeriac.revoked");
         assert_eq!(keys.binding("celery"), "app__kombu.binding.celery");
         assert_eq!(keys.channel("celery.pidbox", ""), "app_/7.celery.pidbox");
         assert_eq!(keys.channel("celeryev", "worker.*"), "app_/7.celeryev/worker.*");

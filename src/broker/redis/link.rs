@@ -22,6 +22,8 @@ pub(crate) static BEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_
 pub(crate) static RESTORE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/restore.lua")));
 pub(crate) static MOVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/move.lua")));
 pub(crate) static BURY: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/bury.lua")));
+pub(crate) static REMEMBER: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("lua/remember.lua")));
 pub(crate) static BIND: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/bind.lua")));
 
 pub(crate) static REGISTER: LazyLock<Script> =

@@ -14,6 +14,7 @@ mod keys;
 pub(crate) mod link;
 pub(crate) mod options;
 mod publish;
+mod remember;
 mod restore;
 mod routes;
 mod session;
@@ -138,7 +139,7 @@ async fn delete(link: &Link, shared: &Shared, fields: &[String]) -> Result<(), B
 #[async_trait]
 impl Broker for RedisBroker {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { settles_across_sessions: true, parks: true, fanout: true }
+        Capabilities { settles_across_sessions: true, parks: true, fanout: true, remembers: true }
     }
 
     fn address(&self) -> String {
@@ -183,6 +184,12 @@ impl Broker for RedisBroker {
             Live::new(link.clone(), dialer, Arc::clone(&shared), session, pushes, tracking, events, commands);
         live.held = held;
         live.prefetch = consume.prefetch;
+        live.paused = consume.paused;
+        live.remembrances = std::mem::take(&mut *shared.unremembered());
+        let remembered = remember::recall(&link, &shared, began).await?;
+        if !remembered.is_empty() {
+            live.emit(Event::Remembered(remembered));
+        }
         live.findings = Some(findings);
         live.failed = failed;
         for queue in &consume.queues {

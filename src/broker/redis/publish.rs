@@ -3,7 +3,7 @@
 use tokio::sync::oneshot;
 
 use super::link::Link;
-use super::routes::Routes;
+use super::routes::{self, Routes};
 use super::shared::Shared;
 use crate::broker::Publication;
 use crate::broker::envelope;
@@ -27,7 +27,7 @@ pub(crate) async fn publish(
     let mut pipeline = redis::pipe();
     let mut waiting = Vec::new();
     for (publication, answer) in publications {
-        match push(&mut pipeline, &mut routes, shared, &publication).await {
+        match push(link, &mut pipeline, &mut routes, shared, &publication).await {
             Ok(()) => waiting.push(answer),
             Err(error) => {
                 let _ = answer.send(Err(error));
@@ -50,6 +50,7 @@ pub(crate) async fn publish(
 }
 
 async fn push(
+    link: &Link,
     pipeline: &mut redis::Pipeline,
     routes: &mut Routes<'_>,
     shared: &Shared,
@@ -60,6 +61,12 @@ async fn push(
             address: shared.address.to_string(),
             reason: format!("a message for {:?} cannot be written: {error}", publication.routing_key),
         })?;
+    if let Some(queue) = &publication.declare
+        && !shared.declared().contains(&queue.name)
+    {
+        routes::declare(link, shared, queue).await?;
+        shared.declared().insert(queue.name.clone());
+    }
     let (exchange, key) = (publication.exchange.as_str(), publication.routing_key.as_str());
     if publication.exchange_type.as_deref() == Some("fanout") {
         pipeline.publish(shared.keys.channel(exchange, key), envelope).ignore();

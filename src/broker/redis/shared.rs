@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::keys::Keys;
 use super::link::Call;
 use super::options::Options;
-use crate::broker::Tag;
+use crate::broker::{Remembrance, Tag};
 
 /// Names and bookkeeping that outlive a session.
 ///
@@ -26,6 +26,8 @@ pub(crate) struct Shared {
     unparking: Mutex<HashSet<Tag>>,
     fleeting: Mutex<HashSet<Tag>>,
     unconfirmed: Mutex<Vec<String>>,
+    unremembered: Mutex<Vec<Remembrance>>,
+    declared: Mutex<HashSet<String>>,
 }
 
 #[derive(Default)]
@@ -49,6 +51,8 @@ impl Shared {
             unparking: Mutex::default(),
             fleeting: Mutex::default(),
             unconfirmed: Mutex::default(),
+            unremembered: Mutex::default(),
+            declared: Mutex::default(),
         }
     }
 
@@ -59,6 +63,7 @@ impl Shared {
         sessions.last += 1;
         let session = sessions.last;
         sessions.open.push(session);
+        lock(&self.declared).clear();
         (session, before)
     }
 
@@ -86,6 +91,16 @@ impl Shared {
     /// Fields of settled deliveries whose deletion a lost session left undone, or without an answer.
     pub(crate) fn unconfirmed(&self) -> MutexGuard<'_, Vec<String>> {
         lock(&self.unconfirmed)
+    }
+
+    /// What a lost session was told to remember, or may not have had time for.
+    pub(crate) fn unremembered(&self) -> MutexGuard<'_, Vec<Remembrance>> {
+        lock(&self.unremembered)
+    }
+
+    /// Queues that were declared in this session for what is published to them.
+    pub(crate) fn declared(&self) -> MutexGuard<'_, HashSet<String>> {
+        lock(&self.declared)
     }
 
     /// The first of `count` fresh tags.

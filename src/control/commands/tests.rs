@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::cluster::clock::LamportClock;
 use crate::control::panel::Request as TaskRequest;
-use crate::control::{Handled, PoolStats, Stats, answered, handle};
+use crate::control::{Handled, PoolStats, Stats, answered, consumed, handle};
 use crate::protocol::{DeliveryInfo, Json, Message, TaskHeaders};
 use crate::worker::revoked::RevokedTasks;
 
@@ -80,22 +80,27 @@ impl Panel for Desk {
     fn default_signal(&self) -> i32 {
         15
     }
-    fn store_revoked(&mut self, ids: Vec<String>) {
-        self.did.push(format!("store {}", ids.join(",")));
+    fn revoke(&mut self, ids: &[String]) {
+        for id in ids {
+            self.revoked.insert(id, tokio::time::Instant::now());
+        }
     }
-    fn terminate(&mut self, id: &str, signal: i32) {
+    fn store_revoked(&mut self, tasks: Vec<Unstarted>) {
+        for Unstarted { id, task } in tasks {
+            self.did.push(format!("store {id} of {task:?}"));
+        }
+    }
+    fn terminate(&mut self, id: &str, signal: i32) -> Result<(), String> {
         self.did.push(format!("terminate {id} {signal}"));
+        Ok(())
     }
-    fn rate_limit(&mut self, task: &str, rate: Option<f64>, text: &str) -> bool {
-        self.did.push(format!("rate {task} {rate:?} {text}"));
+    fn rate_limit(&mut self, task: &str, rate: Option<f64>, text: Option<&str>) -> bool {
+        self.did.push(format!("rate {task} {rate:?} {text:?}"));
         self.tasks.contains_key(task)
     }
     fn time_limit(&mut self, task: &str, soft: Option<f64>, hard: Option<f64>) -> bool {
         self.did.push(format!("time {task} {soft:?} {hard:?}"));
         self.tasks.contains_key(task)
-    }
-    fn add_consumer(&mut self, queue: Queue) {
-        self.queues.push(queue);
     }
     fn cancel_consumer(&mut self, queue: &str) {
         self.queues.retain(|known| known.name != queue);
@@ -179,6 +184,10 @@ fn reply(desk: &mut Desk, request: &Value, headers: &Value) -> Option<Value> {
         Handled::Done => None,
         Handled::Reply(publication) => Some(publication),
         Handled::Ask(request) => answered(&request, None, desk),
+        Handled::Consume(request, queue) => {
+            desk.queues.push(*queue);
+            consumed(&request, Ok(()), desk)
+        }
     }?;
     assert_eq!(publication.exchange, "reply.celery.pidbox");
     assert_eq!(publication.routing_key, request["reply_to"]["routing_key"]);
@@ -273,10 +282,10 @@ async fn effects_reach_the_worker_once() {
     assert_eq!(
         desk.did,
         [
-            "store reserved",
+            "store reserved of Some(\"tasks.sleep\")",
             "terminate active 9",
             "terminate reserved 9",
-            "rate tasks.add Some(0.5) 30/m",
+            "rate tasks.add Some(0.5) Some(\"30/m\")",
             "time tasks.add None Some(2.5)",
             "grow 2",
             "shutdown",

@@ -75,6 +75,7 @@ fn job(id: JobId, task: &str, body: &str) -> Job {
         content_type: "application/json".into(),
         content_encoding: "utf-8".into(),
         acks_early: true,
+        work: crate::pool::Work::Message,
     }
 }
 

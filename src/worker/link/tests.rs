@@ -28,7 +28,12 @@ struct Played {
 #[async_trait]
 impl Broker for Played {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { settles_across_sessions: self.remembers, parks: false, fanout: false }
+        Capabilities {
+            settles_across_sessions: self.remembers,
+            parks: false,
+            fanout: false,
+            remembers: false,
+        }
     }
 
     fn address(&self) -> String {
@@ -59,6 +64,7 @@ fn link(remembers: bool, refusals: Vec<BrokerError>) -> (Link, mpsc::UnboundedRe
         node: "celery@tests".to_owned(),
         queues: Vec::new(),
         prefetch: 4,
+        paused: false,
         control: None,
         held: HashSet::new(),
     };
@@ -186,18 +192,93 @@ async fn a_failed_attempt_is_told_with_the_wait_before_the_next() {
 }
 
 #[tokio::test]
-async fn what_is_consumed_and_paused_holds_for_the_next_session() {
+async fn a_pause_holds_for_the_next_session() {
     let (mut link, mut fars) = link(true, Vec::new());
     let far = up(&mut link, &mut fars).await;
-    link.send(Command::Consume(Box::new(crate::broker::topology::Queue::named("more"))));
     link.send(Command::Pause);
     lose(&mut link, far).await;
     let mut far = up(&mut link, &mut fars).await;
-    assert_eq!(far.queues, ["more"]);
     link.flush();
     let paused =
         std::iter::from_fn(|| far.commands.try_recv().ok()).any(|command| matches!(command, Command::Pause));
     assert!(paused);
+}
+
+/// Has a queue asked for; gives who waits for the answer, and the broker's way to give it.
+fn ask(
+    link: &mut Link,
+    far: &mut Far,
+    name: &str,
+) -> (oneshot::Receiver<Consuming>, oneshot::Sender<Consuming>) {
+    let (answer, heard) = oneshot::channel();
+    link.consume(Queue::named(name), answer);
+    link.flush();
+    (heard, asked_for(far, name))
+}
+
+fn asked_for(far: &mut Far, name: &str) -> oneshot::Sender<Consuming> {
+    match far.commands.try_recv() {
+        Ok(Command::Consume(queue, told)) if queue.name == name => told,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn answered(link: &mut Link, heard: oneshot::Receiver<Consuming>) -> Consuming {
+    tokio::select! {
+        event = link.next() => panic!("{event:?}"),
+        outcome = heard => outcome.unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn a_queue_that_the_broker_refuses_is_not_asked_for_again() {
+    let (mut link, mut fars) = link(true, Vec::new());
+    let mut far = up(&mut link, &mut fars).await;
+    let (heard, told) = ask(&mut link, &mut far, "other");
+    let refusal = BrokerError::Refused { address: "played://".to_owned(), reason: "no".to_owned() };
+    told.send(Err(refusal)).unwrap();
+    assert_eq!(answered(&mut link, heard).await.unwrap_err().reason(), "no");
+    lose(&mut link, far).await;
+    assert!(up(&mut link, &mut fars).await.queues.is_empty());
+}
+
+#[tokio::test]
+async fn a_queue_that_the_broker_lets_us_consume_is_consumed_in_the_next_session_too() {
+    let (mut link, mut fars) = link(true, Vec::new());
+    let mut far = up(&mut link, &mut fars).await;
+    let (heard, told) = ask(&mut link, &mut far, "other");
+    assert!(link.queues().is_empty());
+    told.send(Ok(())).unwrap();
+    assert!(answered(&mut link, heard).await.is_ok());
+    lose(&mut link, far).await;
+    assert_eq!(up(&mut link, &mut fars).await.queues, ["other"]);
+}
+
+#[tokio::test]
+async fn an_answer_counts_that_came_just_before_the_loss_and_none_is_a_failure() {
+    let (mut link, mut fars) = link(true, Vec::new());
+    let mut far = up(&mut link, &mut fars).await;
+    let (agreed, told) = ask(&mut link, &mut far, "agreed");
+    let (unanswered, _told) = ask(&mut link, &mut far, "unanswered");
+    told.send(Ok(())).unwrap();
+    lose(&mut link, far).await;
+    assert_eq!(up(&mut link, &mut fars).await.queues, ["agreed"]);
+    assert!(agreed.await.unwrap().is_ok());
+    assert_eq!(unanswered.await.unwrap().unwrap_err().reason(), "cut");
+}
+
+#[tokio::test]
+async fn a_queue_wanted_while_the_broker_is_away_is_asked_for_when_it_is_back() {
+    let (mut link, mut fars) = link(true, Vec::new());
+    let far = up(&mut link, &mut fars).await;
+    lose(&mut link, far).await;
+    let (answer, heard) = oneshot::channel();
+    link.consume(Queue::named("late"), answer);
+    let mut far = up(&mut link, &mut fars).await;
+    assert!(far.queues.is_empty());
+    link.flush();
+    asked_for(&mut far, "late").send(Ok(())).unwrap();
+    assert!(answered(&mut link, heard).await.is_ok());
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use celeriac::broker::topology::{Binding, Exchange, Queue};
-use celeriac::broker::{Command, Delivery, Publication, Settlement};
+use celeriac::broker::{Command, Delivery, Publication, Remembrance, Settlement};
 
 use super::client::Client;
 use super::{Harness, id, message};
@@ -24,6 +24,8 @@ macro_rules! run {
             prefetch_is_never_exceeded_and_opens_as_settlements_go,
             prefetch_can_be_changed_while_consuming,
             a_paused_session_fetches_nothing_but_settles_and_publishes,
+            a_session_that_begins_paused_fetches_once_it_is_resumed,
+            what_is_remembered_outlives_the_session_and_comes_before_deliveries,
             closing_gives_back_what_is_held,
             a_message_published_to_the_default_exchange_reaches_its_queue,
             a_message_published_to_a_direct_exchange_reaches_the_queues_bound_with_its_key,
@@ -305,6 +307,59 @@ pub(crate) async fn a_paused_session_fetches_nothing_but_settles_and_publishes<H
     assert_eq!(harness.waiting(&other.name).await, 1);
 }
 
+pub(crate) async fn a_session_that_begins_paused_fetches_once_it_is_resumed<H: Harness>(harness: H) {
+    let broker = harness.broker();
+    if !broker.capabilities().parks {
+        return;
+    }
+    let queue = harness.queue("q");
+    publish_all(&harness, &queue, &names(0..2)).await;
+    let mut consume = harness.consume(&[&queue], 1);
+    consume.paused = true;
+    let mut client = Client::connect(&*broker, &consume).await;
+    client.expect_quiet("the session began paused").await;
+    for _ in 0..2 {
+        client.tell(Command::Resume).await;
+        let delivery = client.next().await;
+        // One that is settled before the pause makes no room.
+        client.settle([delivery], Settlement::Ack).await;
+        client.tell(Command::Pause).await;
+        client.expect_quiet("the session is paused again").await;
+    }
+    client.close().await;
+    nothing_is_left(&harness, &queue).await;
+}
+
+pub(crate) async fn what_is_remembered_outlives_the_session_and_comes_before_deliveries<H: Harness>(
+    harness: H,
+) {
+    if !harness.broker().capabilities().remembers {
+        return;
+    }
+    let queue = harness.queue("q");
+    let entry = |text: &str, keep: f64| (text.to_owned(), keep);
+    {
+        let client = Client::connect(&*harness.broker(), &harness.consume(&[], 1)).await;
+        let entries = vec![entry("long", 600.0), entry("short", 60.0), entry("for ever", f64::INFINITY)];
+        client.tell(Command::Remember(Remembrance { entries, most: 0 })).await;
+        // Said again it lasts longer, never shorter.
+        let entries = vec![entry("long", 1.0), entry("short", 700.0)];
+        client.tell(Command::Remember(Remembrance { entries, most: 0 })).await;
+        client.send(&queue.name, message("1")).await;
+        client.close().await;
+    }
+    let mut client = Client::connect(&*harness.broker(), &harness.consume(&[&queue], 1)).await;
+    assert_eq!(client.remembered().await, ["long", "short", "for ever"]);
+    let delivery = client.next().await;
+    client.settle([delivery], Settlement::Ack).await;
+    let entries = vec![entry("new", 650.0)];
+    client.tell(Command::Remember(Remembrance { entries, most: 2 })).await;
+    client.close().await;
+    let mut client = Client::connect(&*harness.broker(), &harness.consume(&[], 1)).await;
+    assert_eq!(client.remembered().await, ["short", "for ever"], "those that end first go first");
+    client.close().await;
+}
+
 pub(crate) async fn closing_gives_back_what_is_held<H: Harness>(harness: H) {
     let queue = harness.queue("q");
     let broker = harness.broker();
@@ -370,6 +425,7 @@ async fn route<H: Harness>(
             exchange_type: Some(kind.to_owned()),
             routing_key: (*key).to_owned(),
             message: message(&format!("{number} {key}")),
+            declare: None,
         };
         client.publish(publication).await.unwrap();
     }
@@ -438,6 +494,7 @@ pub(crate) async fn a_message_published_to_a_fanout_exchange_reaches_all_its_que
         exchange_type: Some("fanout".to_owned()),
         routing_key: String::new(),
         message: message("news"),
+        declare: None,
     };
     client.publish(publication).await.unwrap();
     let deliveries = client.take(2).await;
@@ -497,7 +554,7 @@ pub(crate) async fn a_parked_message_takes_no_prefetch_and_comes_back_when_asked
 pub(crate) async fn a_queue_can_be_added_and_cancelled_while_consuming<H: Harness>(harness: H) {
     let (first, second) = (harness.queue("first"), harness.queue("second"));
     let mut client = Client::connect(&*harness.broker(), &harness.consume(&[&first], 8)).await;
-    client.tell(Command::Consume(Box::new(second.clone()))).await;
+    client.consume(second.clone()).await.expect("the broker agrees");
     client.send(&second.name, message("added")).await;
     let delivery = client.next().await;
     assert_eq!((id(&delivery.message).as_str(), &delivery.info.queue), ("added", &second.name));
@@ -534,6 +591,7 @@ pub(crate) async fn a_control_message_reaches_every_session<H: Harness>(harness:
         exchange_type: Some("fanout".to_owned()),
         routing_key: String::new(),
         message: ping.clone(),
+        declare: None,
     };
     one.publish(publication).await.unwrap();
     assert_eq!(one.control().await.body, ping.body);

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use celeriac::broker::topology::Queue;
 use celeriac::broker::{Broker, Command, Consume, Delivery, Event, Publication, Session, Settlement, Tag};
 use celeriac::error::BrokerError;
 use celeriac::protocol::Message;
@@ -20,13 +21,20 @@ pub(crate) struct Client {
     deliveries: VecDeque<Delivery>,
     controls: VecDeque<Message>,
     forgotten: Vec<Tag>,
+    remembered: Option<Vec<String>>,
 }
 
 impl Client {
     /// Connects.
     pub(crate) async fn connect(broker: &dyn Broker, consume: &Consume) -> Self {
         let session = timeout(DEADLINE, broker.connect(consume)).await.expect("connecting ends").unwrap();
-        Self { session, deliveries: VecDeque::new(), controls: VecDeque::new(), forgotten: Vec::new() }
+        Self {
+            session,
+            deliveries: VecDeque::new(),
+            controls: VecDeque::new(),
+            forgotten: Vec::new(),
+            remembered: None,
+        }
     }
 
     fn keep(&mut self, event: Event) -> Option<BrokerError> {
@@ -37,6 +45,10 @@ impl Client {
             }
             Event::Control(message) => self.controls.push_back(message),
             Event::Forgotten(tags) => self.forgotten.extend(tags),
+            Event::Remembered(texts) => {
+                assert!(self.deliveries.is_empty(), "it comes before the first deliveries");
+                self.remembered = Some(texts);
+            }
             Event::Lost(error) => return Some(error),
         }
         None
@@ -49,6 +61,14 @@ impl Client {
         if let Some(error) = self.keep(event) {
             panic!("the session was lost before {what}: {error}");
         }
+    }
+
+    /// What the broker remembers.
+    pub(crate) async fn remembered(&mut self) -> Vec<String> {
+        while self.remembered.is_none() {
+            self.event("what is remembered").await;
+        }
+        self.remembered.take().expect("just looked")
     }
 
     /// The next delivery.
@@ -81,6 +101,13 @@ impl Client {
         while !self.forgotten.contains(&tag) {
             self.event("the broker to forget").await;
         }
+    }
+
+    /// Consumes one more queue, and hears what the broker says to that.
+    pub(crate) async fn consume(&mut self, queue: Queue) -> Result<(), BrokerError> {
+        let (answer, heard) = oneshot::channel();
+        self.tell(Command::Consume(Box::new(queue), answer)).await;
+        timeout(DEADLINE, heard).await.expect("an answer in time").expect("the session goes on")
     }
 
     /// Listens for a while: how many deliveries have come that nobody has taken yet.
@@ -119,6 +146,11 @@ impl Client {
             .unwrap_or_else(|_| panic!("the session has ended"));
     }
 
+    /// Sends a command, unless the session has ended.
+    pub(crate) async fn try_tell(&self, command: Command) -> bool {
+        self.session.commands.send(command).await.is_ok()
+    }
+
     /// Settles deliveries, in this order.
     pub(crate) async fn settle(&self, deliveries: impl IntoIterator<Item = Delivery>, how: Settlement) {
         let pairs = deliveries.into_iter().map(|delivery| delivery.handle.settle(how)).collect();
@@ -146,6 +178,7 @@ impl Client {
             exchange_type: None,
             routing_key: queue.to_owned(),
             message,
+            declare: None,
         };
         self.publish(publication).await.unwrap();
     }

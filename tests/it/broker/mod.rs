@@ -57,6 +57,7 @@ pub(crate) trait Harness: Sized {
             node: "celery@tests".to_owned(),
             queues: queues.iter().map(|queue| (*queue).clone()).collect(),
             prefetch,
+            paused: false,
             control: None,
             held: std::collections::HashSet::new(),
         }
@@ -74,6 +75,7 @@ pub(crate) trait Harness: Sized {
             queue_ttl: Some(300.0),
             queue_expires: Some(10.0),
             queue_exclusive: false,
+            serializer: "json".to_owned(),
             queue_durable: false,
         }
     }

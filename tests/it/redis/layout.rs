@@ -175,6 +175,7 @@ async fn a_broadcast_of_celery_is_received_and_our_reply_reaches_it() {
                 exchange_type: Some("direct".to_owned()),
                 routing_key: body["reply_to"]["routing_key"].as_str().unwrap().to_owned(),
                 message: reply,
+                declare: None,
             };
             client.publish(publication).await.unwrap();
             ping.await.unwrap()
@@ -200,6 +201,7 @@ async fn a_reply_that_nobody_fetches_expires() {
         exchange_type: Some("direct".to_owned()),
         routing_key: "oid".to_owned(),
         message: message("reply"),
+        declare: None,
     };
     client.publish(publication).await.unwrap();
     let left: i64 =

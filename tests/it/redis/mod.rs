@@ -4,6 +4,7 @@ mod addresses;
 mod layout;
 mod leases;
 mod recovery;
+mod remember;
 mod results;
 mod server;
 
@@ -83,6 +84,7 @@ fn consume(queues: &[&str], prefetch: u32) -> Consume {
         node: "celery@tests".to_owned(),
         queues: queues.iter().map(|name| Queue::named(name)).collect(),
         prefetch,
+        paused: false,
         control: None,
         held: HashSet::new(),
     }
@@ -95,6 +97,7 @@ fn control() -> Control {
         queue_ttl: Some(300.0),
         queue_expires: Some(10.0),
         queue_exclusive: false,
+        serializer: "json".to_owned(),
         queue_durable: false,
     }
 }

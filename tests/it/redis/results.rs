@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use celeriac::backend::redis::RedisBackend;
-use celeriac::backend::{BackendConfig, Record, ResultBackend};
+use celeriac::backend::{BackendConfig, Counted, Part, Record, ResultBackend};
 use redis::AsyncTypedCommands;
 use serde_json::json;
 
@@ -139,4 +140,47 @@ async fn a_cut_connection_is_replaced_and_an_unreachable_server_is_worth_another
     stage.server.kill();
     let answers = backend.store(&[record("d", "SUCCESS", None), record("e", "SUCCESS", None)]).await;
     assert!(answers.iter().all(|answer| answer.as_ref().is_err_and(|error| error.is_retryable())));
+}
+
+/// Counts a member of the chord `g`, as `token`.
+async fn count(backend: &dyn ResultBackend, id: &str, index: u32, token: &str) -> Counted {
+    count_again(backend, id, index, token, false).await
+}
+
+/// The same; `again`: for a message that was delivered before.
+async fn count_again(backend: &dyn ResultBackend, id: &str, index: u32, token: &str, again: bool) -> Counted {
+    let keys = [".j", ".t", ".s", ".d", "", ".c", ".o"];
+    let again = if again { "1" } else { "0" };
+    let arguments = [id, &format!("result of {id}"), "1", &index.to_string(), "60", "60", "60", token, again];
+    let part = Part {
+        keys: keys.iter().map(|suffix| Bytes::from(format!("g{suffix}"))).collect(),
+        arguments: arguments.iter().map(|text| Bytes::from((*text).to_owned())).collect(),
+    };
+    backend.count(&[part]).await.remove(0).unwrap()
+}
+
+#[tokio::test]
+async fn a_member_of_a_chord_counts_once_and_one_sender_at_a_time_is_told_to_send_the_body() {
+    let Some(mut stage) = Stage::start().await else { return };
+    let backend = backend(&stage);
+    let answer = |ready, size, sends| Counted { ready, added: None, size, sends };
+    assert_eq!(count(&*backend, "a", 0, "1").await, answer(1, None, false), "nobody knows of the chord yet");
+    stage.redis.set("g.s", 2).await.unwrap();
+    assert_eq!(count(&*backend, "a", 0, "2").await, answer(1, Some(2), false));
+    assert_eq!(count(&*backend, "b", 1, "3").await, answer(2, Some(2), true));
+    // Another member comes again: the sender of the body has its time. The same one: its worker died.
+    assert_eq!(count(&*backend, "a", 0, "4").await, answer(2, Some(2), false));
+    assert_eq!(count(&*backend, "b", 1, "5").await, answer(2, Some(2), true));
+    assert_eq!(stage.redis.get("g.c").await.unwrap().as_deref(), Some("5"));
+    assert_eq!(stage.redis.zrange("g.j", 0, -1).await.unwrap(), ["result of a", "result of b"]);
+    for key in ["g.j", "g.s", "g.d", "g.c", "g.o"] {
+        let left: i64 = redis::cmd("TTL").arg(key).query_async(&mut stage.redis).await.unwrap();
+        assert!((1..=60).contains(&left), "{key}: {left}");
+    }
+    stage.redis.set("g.c", "done").await.unwrap();
+    assert_eq!(count_again(&*backend, "b", 1, "6", true).await.ready, -1, "a copy of a chord that is done");
+    // As Celery cleans up; a frozen chord is sent again under its old ids.
+    redis::cmd("DEL").arg(&["g.j", "g.d"]).exec_async(&mut stage.redis).await.unwrap();
+    assert_eq!(count(&*backend, "b", 1, "7").await, answer(1, Some(2), false));
+    assert_eq!(count(&*backend, "a", 0, "8").await, answer(2, Some(2), true));
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use celeriac::backend::Record;
+use celeriac::broker::Publication;
 use celeriac::pool::{Event, Interrupt, Job, JobId, Outcome, Pool, Running, SlotId, StoreId};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -139,10 +140,21 @@ impl Driver {
         self.tell(Event::Store { job: job.id, record, confirm }).await;
     }
 
+    /// The child hands over what follows its job.
+    pub(crate) async fn publish(&self, job: &Job, publication: Publication) {
+        self.tell(Event::Publish { job: job.id, publication: Box::new(publication), confirm: None }).await;
+    }
+
     /// The job ends and its slot is idle again.
     pub(crate) async fn end(&self, job: &Job, outcome: Outcome) {
         self.idle.fetch_add(1, Ordering::SeqCst);
         self.tell(Event::Ended { job: job.id, outcome }).await;
+    }
+
+    /// The call returned this.
+    pub(crate) async fn answer(&self, job: &Job, value: &'static str) {
+        self.tell(Event::Answered { job: job.id, value: value.into() }).await;
+        self.succeed(job).await;
     }
 
     /// It returned.

@@ -10,8 +10,8 @@ import time
 from celery import Celery
 
 
-def make_app(name):
-    app = Celery(name)
+def make_app(name, kind=Celery):
+    app = kind(name)
     app.conf.update(json.loads(os.environ["APP_CONF"]))
     return app
 

@@ -84,6 +84,11 @@ def test_limits_of_the_call_and_of_the_command_line_count(alike):
     assert len(seen[3]) == 3
 
 
+def acknowledged(stage):
+    answers = stage.app.control.inspect(timeout=2, limit=1).active() or {}
+    return {task["id"]: task["acknowledged"] for tasks in answers.values() for task in tasks}
+
+
 @pytest.mark.parametrize("broker", ["redis", "amqp"])
 def test_early_acks_come_before_the_end_and_late_ones_after(alike, broker):
     def held(stage):
@@ -91,7 +96,8 @@ def test_early_acks_come_before_the_end_and_late_ones_after(alike, broker):
         early = stage.send("sleep", 60, "early")
         late = stage.send("sleep_late", 60, "late")
         stage.wait_journal("started", count=2)
-        until(lambda: early.id in worker.log and late.id in worker.log, worker.describe)
+        # The answer comes after the acknowledgement, over the same connection.
+        until(lambda: acknowledged(stage) == {early.id: True, late.id: False}, worker.describe)
         worker.kill(9)
         worker.wait()
         if broker == "redis":

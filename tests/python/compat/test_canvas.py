@@ -1,5 +1,7 @@
 """Chains, groups, chords, links: the worker publishes what comes next."""
 
+from functools import partial
+
 import pytest
 from celery import chain, chord, group
 from support.waiting import until
@@ -9,8 +11,8 @@ def add(stage, *args):
     return stage.s("add", *args)
 
 
-def play(stage):
-    stage.worker(concurrency=2)
+def play(stage, rung="native"):
+    stage.worker(concurrency=2, env={"CELERIAC_CONTINUATIONS": rung})
     chained = chain(add(stage, 1, 1), add(stage, 2), add(stage, 3), app=stage.app).apply_async()
     grouped = group([add(stage, i, i) for i in range(5)], app=stage.app).apply_async()
     body = chord([add(stage, i, i) for i in range(5)], stage.s("total"), app=stage.app).apply_async()
@@ -25,6 +27,7 @@ def play(stage):
     ).apply_async()
     broken_chord = chord([add(stage, 1, 1), stage.s("fail")], stage.s("total"), app=stage.app).apply_async()
     retried_chord = chord([stage.s("retry_twice"), add(stage, 1, 1)], stage.s("total"), app=stage.app).apply_async()
+    several = stage.send("add", 1, 1, link=[add(stage, 1), add(stage, 2)])
     linked = stage.send("fail", "linked", link_error=[stage.s("errback"), stage.s("old_errback", immutable=False)])
     until(broken_chain.ready, stage.logs, 60)
     until(broken_chord.ready, stage.logs, 60)
@@ -38,16 +41,24 @@ def play(stage):
         "broken chain": [broken_chain.state, broken_chain.parent.state, broken_chain.parent.parent.state],
         "broken chord": [broken_chord.state, type(broken_chord.result).__name__],
         "retried chord": retried_chord.get(timeout=60),
+        "several callbacks": several.get(timeout=60),
+        "their results": sorted(value for child in several.children for value in child.get(timeout=60)),
         "errbacks": [len(stage.journal("errback")), len(stage.journal("old_errback"))],
     }
 
 
 @pytest.mark.parametrize(
-    ("broker", "backend"),
-    [("redis", "redis"), ("amqp", "redis"), ("filesystem", "file"), ("redis", "sqlite")],
+    ("broker", "backend", "rung"),
+    [
+        ("redis", "redis", "native"),
+        ("redis", "redis", "python"),
+        ("amqp", "redis", "native"),
+        ("filesystem", "file", "native"),
+        ("redis", "sqlite", "native"),
+    ],
 )
-def test_workflows_complete(alike, broker, backend):
-    seen = alike(play, broker, backend, result_chord_retry_interval=0.2)
+def test_workflows_complete(alike, broker, backend, rung):
+    seen = alike(partial(play, rung=rung), broker, backend, result_chord_retry_interval=0.2)
     assert seen["chain"] == 7
     assert seen["group"] == [0, 2, 4, 6, 8]
     assert seen["chord"] == 20
@@ -56,6 +67,7 @@ def test_workflows_complete(alike, broker, backend):
     assert seen["broken chord"] == ["FAILURE", "ChordError"]
     assert seen["retried chord"] == 4
     assert seen["errbacks"] == [1, 1]
+    assert seen["their results"] == [3, 4]
 
 
 def test_a_chord_whose_member_was_killed_completes_once(alike):

@@ -5,9 +5,8 @@ import re
 
 import pytest
 from support.lines import by_process, lines_of_task, plain
+from support.outcomes import comparable, ended
 from support.waiting import until
-
-ENDED = {"SUCCESS", "FAILURE", "REVOKED"}
 
 # name of the task, arguments; every one of them ends.
 CALLS = [
@@ -35,32 +34,11 @@ CALLS = [
 ]
 
 
-def meta(stage, task_id):
-    """The result document, as data."""
-    document = stage.app.backend.get_task_meta(task_id, cache=False)
-    return document if document["status"] in ENDED else None
-
-
-def comparable(document):
-    traceback = document.get("traceback")
-    return {
-        "status": document["status"],
-        "result": plain(repr(document["result"])),
-        "type": type(document["result"]).__name__,
-        # Frames of the tracer may differ; the user's own and the exception may not.
-        "frames": re.findall(r'zoo\.py", line \d+, in \w+', traceback or ""),
-        "last": plain(traceback or "").strip().splitlines()[-1:],
-        "children": len(document.get("children") or []),
-        "done": bool(document.get("date_done")),
-        "keys": sorted(document),
-    }
-
-
 def all_outcomes(stage):
     worker = stage.worker(concurrency=2)
     sent = {name: stage.send(name, *args).id for name, args in CALLS}
     documents = {
-        name: until(lambda i=task_id: meta(stage, i), lambda n=name: f"{n} to end\n{worker.describe()}")
+        name: until(lambda i=task_id: ended(stage, i), lambda n=name: f"{n} to end\n{worker.describe()}")
         for name, task_id in sent.items()
     }
     stage.wait_empty()

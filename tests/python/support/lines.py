@@ -9,9 +9,12 @@ HEAD = re.compile(r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}: (?P<level>[A-Z]+)/(
 REPLACEMENTS = [
     (re.compile(UUID), "<id>"),
     (re.compile(r"succeeded in [\d.e-]+s"), "succeeded in <time>s"),
+    (re.compile(r"(<Unrepresentable <class '[^']+'>: \w+\([^)]*\)).*"), r"\1>"),
+    (re.compile(r"Retry at [\d :.+-]+"), "Retry at <time>"),
     (re.compile(r"pid:\d+"), "pid:<pid>"),
     (re.compile(r"ForkPoolWorker-\d+"), "ForkPoolWorker-<n>"),
     (re.compile(r"Job: \d+"), "Job: <n>"),
+    (re.compile(r"with id=\d+"), "with id=<id>"),
     (re.compile(r"0x[0-9a-f]+"), "<address>"),
     (re.compile(r"127\.0\.0\.1:\d+"), "<server>"),
     (re.compile(r"\bq\d+\b"), "<queue>"),

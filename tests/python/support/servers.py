@@ -1,5 +1,6 @@
 """Private servers on free ports with folders of their own, stopped when the test session ends."""
 
+import json
 import os
 import shutil
 import signal
@@ -154,11 +155,22 @@ class RabbitMq(Server):
 
     def add_vhost(self, name):
         """A virtual host of its own, for those whose queues have the same names as another's; its URL."""
-        script = Path("/usr/lib/rabbitmq/bin/rabbitmqctl")
-        control = [str(script) if script.exists() else find("rabbitmqctl"), "-q"]
         for words in (["add_vhost", name], ["set_permissions", "-p", name, "guest", ".*", ".*", ".*"]):
-            subprocess.run([*control, *words], env=self.environment(), cwd=self.folder, check=True, timeout=60)
+            self.control(*words)
         return f"amqp://guest:guest@127.0.0.1:{self.port}/{name}"
+
+    def control(self, *words):
+        """What `rabbitmqctl` prints."""
+        script = Path("/usr/lib/rabbitmq/bin/rabbitmqctl")
+        command = [str(script) if script.exists() else find("rabbitmqctl"), "-q", *words]
+        done = subprocess.run(
+            command, env=self.environment(), cwd=self.folder, check=True, timeout=60, stdout=subprocess.PIPE
+        )
+        return done.stdout
+
+    def listed(self, vhost, what, *columns):
+        """Rows of `rabbitmqctl list_…`."""
+        return json.loads(self.control(f"list_{what}", "-p", vhost, "--formatter", "json", *columns))
 
     def answers(self):
         try:

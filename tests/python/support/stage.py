@@ -30,14 +30,19 @@ class Stage:
             **conf,
         }
         # The producer is Celery itself in this process; it knows tasks by name only.
-        self.app = Celery("producer", set_as_current=False)
-        self.app.conf.update(self.conf)
+        self.app = self.producer()
         self.workers = []
+
+    def producer(self):
+        """A new one, whose connections are not made yet."""
+        app = Celery("producer", set_as_current=False)
+        app.conf.update(self.conf)
+        return app
 
     # ---- the worker's side
 
-    def worker(self, *options, app="zoo", conf=None, env=None, concurrency=1, kind=None, ready=True):
-        """Starts a worker; `conf` is added to the stage's settings for it alone."""
+    def worker(self, *options, app="zoo", conf=None, env=None, concurrency=1, kind=None, ready=True, before=()):
+        """Starts a worker; `conf` adds settings for it alone, `before` are words before its command."""
         options = ["--loglevel=INFO", f"--concurrency={concurrency}", *QUIET, *options]
         if not any(option.startswith(("-n", "--hostname")) for option in options):
             options.append(f"--hostname=w{len(self.workers)}@here")
@@ -46,6 +51,7 @@ class Stage:
             ALWAYS
             | {"APP_CONF": json.dumps(self.conf | (conf or {})), "JOURNAL": str(self.journal_path)}
             | (env or {}),
+            before,
         )  # fmt: skip
         self.workers.append(worker)
         return worker.start(ready)

@@ -18,11 +18,12 @@ use self::queues::{Listener, Source};
 use super::batch::Batch;
 use super::link::{Dialer, Link, Pushes};
 use super::publish::{self, Answer};
+use super::remember;
 use super::restore::{self, End, Guard};
 use super::routes::Bound;
 use super::shared::Shared;
 use super::sweep::Findings;
-use crate::broker::{Command, Event, Publication, Settlement, Tag};
+use crate::broker::{Command, Event, Publication, Remembrance, Settlement, Tag};
 use crate::error::BrokerError;
 
 pub(super) struct Live {
@@ -49,7 +50,7 @@ pub(super) struct Live {
     control: Option<Bound>,
 
     pub(super) prefetch: u32,
-    paused: bool,
+    pub(super) paused: bool,
     pub(super) held: HashSet<Tag>,
     /// Events that the worker had no room for; nothing is taken before they are gone.
     outbox: VecDeque<Event>,
@@ -73,6 +74,8 @@ pub(super) struct Live {
     publications: Vec<(Box<Publication>, Answer)>,
     /// Publications that are done, told once everything that was said before them is done too.
     published: Vec<Answer>,
+    /// What is to be remembered and is not yet.
+    pub(super) remembrances: Vec<Remembrance>,
     changes: Vec<Command>,
     closing: Option<oneshot::Sender<()>>,
 }
@@ -134,6 +137,7 @@ impl Live {
             unparks: Vec::new(),
             publications: Vec::new(),
             published: Vec::new(),
+            remembrances: Vec::new(),
             changes: Vec::new(),
             closing: None,
         }
@@ -252,8 +256,10 @@ impl Live {
             }
             Command::Prefetch(count) => self.prefetch = count,
             Command::Pause => self.paused = true,
+            Command::Resume => self.paused = false,
+            Command::Remember(remembrance) => self.remembrances.push(remembrance),
             Command::Publish(publication, answer) => self.publications.push((publication, answer)),
-            command @ (Command::Consume(_) | Command::Cancel(_)) => self.changes.push(command),
+            command @ (Command::Consume(..) | Command::Cancel(_)) => self.changes.push(command),
             Command::Close(answer) => self.closing = Some(answer),
         }
     }
@@ -284,10 +290,18 @@ impl Live {
     async fn carry_out(&mut self) -> Result<(), BrokerError> {
         for command in std::mem::take(&mut self.changes) {
             match command {
-                Command::Consume(queue) => self.consume(&queue).await?,
+                Command::Consume(queue, answer) => {
+                    self.consume(&queue).await?;
+                    // Nobody may be left to hear it.
+                    let _ = answer.send(Ok(()));
+                }
                 Command::Cancel(queue) => self.cancel(&queue).await?,
                 _ => {}
             }
+        }
+        while let Some(remembrance) = self.remembrances.first() {
+            remember::remember(&self.link, &self.shared, remembrance).await?;
+            self.remembrances.remove(0);
         }
         if !self.publications.is_empty() {
             let publications = std::mem::take(&mut self.publications);
@@ -342,6 +356,7 @@ impl Live {
             self.take(command);
         }
         self.shared.unconfirmed().append(&mut self.settled);
+        self.shared.unremembered().append(&mut self.remembrances);
         self.tell_published();
         for (_, answer) in self.publications.drain(..) {
             let _ = answer.send(Err(self.link.gone("the connection was lost before the message was sent")));

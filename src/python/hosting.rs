@@ -1,0 +1,65 @@
+//! `celeriac._core.Desk`: what the app's own `Request` and `Strategy` objects ask of the worker, from any thread.
+
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use tokio::sync::mpsc;
+
+use super::hooks::settlement;
+use crate::worker::hosting::{Call, Order};
+
+/// Takes orders; the worker that is run with it carries them out. Orders to a worker that has ended are dropped.
+#[pyclass(frozen, module = "celeriac._core")]
+pub(super) struct Desk {
+    orders: mpsc::UnboundedSender<Order>,
+    inbox: Mutex<Option<mpsc::UnboundedReceiver<Order>>>,
+}
+
+impl Desk {
+    /// The worker's end; once.
+    pub(super) fn take(&self) -> Option<mpsc::UnboundedReceiver<Order>> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn order(&self, order: Order) {
+        let _ = self.orders.send(order);
+    }
+}
+
+#[pymethods]
+impl Desk {
+    #[new]
+    fn new() -> Self {
+        let (orders, inbox) = mpsc::unbounded_channel();
+        Self { orders, inbox: Mutex::new(Some(inbox)) }
+    }
+
+    /// Tells the broker of a message: `ack`, `reject` or `requeue`.
+    fn settle(&self, ticket: u64, how: &str) -> PyResult<()> {
+        let settlement =
+            settlement(how).ok_or_else(|| PyValueError::new_err(format!("no settlement: {how}")))?;
+        self.order(Order::Settle { ticket, settlement });
+        Ok(())
+    }
+
+    /// Runs a pickled call in the pool.
+    #[pyo3(signature = (number, body, *, ticket, soft_limit, hard_limit))]
+    fn call(
+        &self,
+        number: u64,
+        body: &[u8],
+        ticket: Option<u64>,
+        soft_limit: Option<f64>,
+        hard_limit: Option<f64>,
+    ) {
+        let body = Bytes::copy_from_slice(body);
+        self.order(Order::Call(Call { number, ticket, body, soft_limit, hard_limit }));
+    }
+
+    /// Kills the child that runs a call.
+    fn terminate(&self, number: u64, signal: i32) {
+        self.order(Order::Terminate { call: number, signal });
+    }
+}

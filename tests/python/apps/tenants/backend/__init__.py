@@ -1,0 +1,1 @@
+"""A database engine whose connections know a schema, as those of django-tenants do; SQLite has none."""
