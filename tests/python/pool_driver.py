@@ -15,6 +15,8 @@ from celeriac import zygote
 
 DEADLINE = 20.0
 UP, ACCEPTED, STORE, ENDED = 1, 2, 3, 4
+#: The work of a job: a message, not a call that somebody posted to the pool.
+MESSAGE = 0
 OUTCOMES = {
     1: ("success", "tf"),
     2: ("failure", "ttf"),
@@ -22,7 +24,7 @@ OUTCOMES = {
     4: ("ignored", ""),
     5: ("rejected", "btt"),
     6: ("undecodable", "t"),
-    7: ("malformed", "t"),
+    7: ("malformed", "o"),
     8: ("lost", "t"),
 }
 
@@ -51,6 +53,7 @@ class _Reader:
             "t": lambda: self.bytes().decode(),
             "f": lambda: self.number("d"),
             "b": lambda: bool(self.number("B")),
+            "o": lambda: (self.number("B"), self.bytes().decode())[1],
         }
         return [read[kind]() for kind in form]
 
@@ -93,7 +96,7 @@ class Child:
             + b"".join(map(_packed, (task, uuid, json.dumps(head), json.dumps(props), exchange, routing_key, "q")))
             + struct.pack("<B", 0)
             + b"".join(map(_packed, (body, content_type, content_encoding)))
-            + struct.pack("<B", acks_early)
+            + struct.pack("<BB", acks_early, MESSAGE)
         )
 
     def stop(self) -> None:

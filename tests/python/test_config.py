@@ -46,7 +46,7 @@ NAMED_EXCHANGE = {
 POLICY = {
     "acks_late": False, "acks_on_failure": True, "acks_on_timeout": True, "reject_on_worker_lost": False,
     "retry_on_worker_lost": False, "time_limit": None, "soft_time_limit": None, "rate_limit": None,
-    "rate_limit_text": None, "ignore_result": False,
+    "rate_limit_text": None, "ignore_result": False, "hosting": "native",
 }  # fmt: skip
 
 
@@ -287,9 +287,12 @@ print(config.broker_urls(app))
         ("app.tasks['plain_config.add'].rate_limit = 'often'", "rate_limit 'often'"),
         (
             "app.tasks['plain_config.add'].Strategy = 'my.module:strategy'",
-            "sets Strategy to my.module:strategy",
+            "sets Strategy to 'my.module:strategy', which cannot be imported",
         ),
-        ("app.tasks['plain_config.add'].Request = 'my.module:Request'", "sets Request to my.module:Request"),
+        (
+            "app.tasks['plain_config.add'].Request = 'my.module:Request'",
+            "sets Request to 'my.module:Request', which cannot be imported",
+        ),
         ("app.conf.worker_consumer = 'my.module:Consumer'", "worker_consumer is my.module:Consumer"),
         ("app.conf.worker_pool = 'celery.concurrency.base:BasePool'", "celery.concurrency.base:BasePool"),
         ("app.conf.worker_pool = 'gevent'", "worker_pool is gevent"),
