@@ -19,7 +19,7 @@ from typing import Any
 from celery import bootsteps, signals
 from celery._state import _set_task_join_will_block
 from celery.apps import worker as apps_worker
-from celery.exceptions import WorkerShutdown
+from celery.exceptions import ImproperlyConfigured, WorkerShutdown
 from celery.utils.log import worker_logger as logger
 from celery.worker import components
 from celery.worker.consumer import Consumer
@@ -32,6 +32,9 @@ from celeriac.statefile import StateFile
 EX_REFUSED = 2
 
 TERM = signal.SIGTERM
+
+#: Options that Celery does not have, and where they are read from when no command line was parsed.
+OWN_VARIABLES = MappingProxyType({"http": "CELERIAC_HTTP"})
 
 #: Handled by Rust once the core runs; until then they are noted, so that an early stop is a stop.
 EARLY_SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT")
@@ -235,6 +238,10 @@ class ConsumerStep(components.Consumer):  # type: ignore[misc]
         except ladder.Refused as refused:
             logger.critical("%s", refused.message)
             raise WorkerShutdown(EX_REFUSED) from None
+        except ImproperlyConfigured as wrong:
+            # Of the core: whatever user code raises is dealt with in the hooks.
+            logger.critical("%s", wrong)
+            raise WorkerShutdown(EX_REFUSED) from None
         # Before anything that is registered for the exit, as a restart is.
         w.save_state()
         if ended.restart:
@@ -257,6 +264,8 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
     early_signals: list[str]
     #: Whether signals reach the core.
     core_listens = False
+    #: Where probes and metrics are served.
+    http: str | None = None
 
     class Blueprint(apps_worker.Worker.Blueprint):  # type: ignore[misc]
         """Celery's worker steps and the app's, with ours in the place of four."""
@@ -277,7 +286,9 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
     def on_before_init(self, **kwargs: Any) -> None:
         """First thing: options that cannot be served are refused before anything of the app is asked."""
         self.early_signals = []
-        self.refuse(ladder.refused_options(kwargs))
+        own = {name: kwargs.get(name) or os.environ.get(variable) or None for name, variable in OWN_VARIABLES.items()}
+        self.refuse(ladder.refused_options({**kwargs, **own}))
+        self.http = own["http"]
         super().on_before_init(**kwargs)
 
     def should_use_eventloop(self) -> bool:

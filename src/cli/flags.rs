@@ -22,6 +22,8 @@ pub enum Reading {
     Concurrency,
     /// `max,min` or `max`.
     Autoscale,
+    /// `host:port` or `:port`.
+    Address,
 }
 
 /// What an option does in this version.
@@ -56,6 +58,8 @@ pub struct Flag {
     pub help: &'static str,
     /// What it does in this version.
     pub effect: Effect,
+    /// Celery does not have it: python/celeriac/seam.py adds it to Celery's own command.
+    pub own: bool,
 }
 
 impl Flag {
@@ -74,6 +78,7 @@ const PLAIN: Flag = Flag {
     setting: None,
     help: "",
     effect: Effect::Works,
+    own: false,
 };
 
 const GLOBAL: Flag = Flag { heading: "Global options", ..PLAIN };
@@ -358,6 +363,15 @@ pub const WORKER: &[Flag] = &[
         effect: Effect::Missing(
             "use -c with the larger number; idle children cost little, as they share the app's memory",
         ),
+        ..FEATURES
+    },
+    Flag {
+        name: "http",
+        spellings: &["--http"],
+        reading: Reading::Address,
+        env: &["CELERIAC_HTTP"],
+        help: "Serve /livez, /readyz and /metrics there; `:PORT`: at every address of the machine [default: nowhere]",
+        own: true,
         ..FEATURES
     },
     Flag {

@@ -114,6 +114,9 @@ pub struct TaskHeaders {
     /// Names of the stamps.
     #[serde(default)]
     pub stamped_headers: Option<Vec<String>>,
+    /// When the broker got it, milliseconds since the epoch: RabbitMQ's interceptor sets it.
+    #[serde(default)]
+    pub timestamp_in_ms: Option<Value>,
     /// The stamps.
     #[serde(default)]
     pub stamps: Option<serde_json::Map<String, Value>>,

@@ -123,7 +123,13 @@ def test_the_defaults_are_celery_s(plain):
             "cancel_on_connection_loss": False,
         },
         "heartbeat": None,
-        "lines": {"format": "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s", "path": None},
+        "lines": {
+            "format": "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s",
+            "path": None,
+        },
+        "http": None,
+        "rungs": [],
+        "rung_tasks": [],
         "log_info": False,
         "log_debug": False,
     }
