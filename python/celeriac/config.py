@@ -61,6 +61,7 @@ def build(worker: Worker) -> dict[str, Any]:
         "control": control(app),
         "heartbeat": heartbeat(worker),
         "lines": lines.config(),
+        "log_tasks": worker.log_format == "json",
         "http": worker.http,
         **rungs(worker),
         "log_info": wants_lines(logging.INFO),

@@ -406,6 +406,15 @@ pub const WORKER: &[Flag] = &[
         ..DAEMON
     },
     Flag {
+        name: "log_format",
+        spellings: &["--log-format"],
+        reading: Reading::Choice(&["text", "json"]),
+        env: &["CELERIAC_LOG_FORMAT"],
+        help: "How records are written: Celery's text, or one JSON object a line [default: text]",
+        own: true,
+        ..DAEMON
+    },
+    Flag {
         name: "pidfile",
         spellings: &["--pidfile"],
         setting: Some("worker_pidfile"),

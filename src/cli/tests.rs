@@ -58,6 +58,8 @@ fn an_option_that_celery_does_not_have_is_checked_wherever_it_comes_from() {
     for (name, value, complaint) in [
         ("http", "9000", Some("Invalid value for '--http': '9000' is not host:port or :port")),
         ("http", "localhost:9000", None),
+        ("log_format", "xml", Some("Invalid value for '--log-format': 'xml' is not one of 'text', 'json'.")),
+        ("log_format", "json", None),
     ] {
         let options = [(name.to_owned(), json!(value))].into_iter().collect();
         assert_eq!(refusal(&options).as_deref(), complaint, "{name} {value}");

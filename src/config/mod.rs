@@ -65,6 +65,9 @@ pub struct Config {
     /// How the lines of received tasks are written without Python; none: through its logging.
     #[serde(default)]
     pub lines: Option<LineConfig>,
+    /// Whether lines say what task they are about, as JSON ones do.
+    #[serde(default)]
+    pub log_tasks: bool,
     /// Where probes and metrics are served; none: nowhere.
     #[serde(default)]
     pub http: Option<String>,

@@ -70,6 +70,7 @@ impl Consumer {
                     "kwargs": request.headers.kwargsrepr.as_deref().unwrap_or(""),
                     "eta": request.headers.eta,
                 })),
+                task: self.context(&request),
             });
         }
         // As in 5.7: what is revoked by a stamp is found out when its turn comes, after `task_received`.
@@ -118,7 +119,7 @@ impl Consumer {
             self.revoked.insert(id, Instant::now());
             self.hooks.notice(Notice::Revoked(vec![id.clone()]));
         }
-        tracing::info!(target: "celery.worker.request", "Discarding revoked task: {}{by_header}", request.human());
+        self.log_about(&request, 20, || format!("Discarding revoked task: {}{by_header}", request.human()));
         if let Some(ticket) = request.ticket {
             self.discard(request, ticket, expired);
             return None;

@@ -85,14 +85,12 @@ impl Consumer {
     }
 
     fn on_accepted(&mut self, id: JobId) {
+        if let Some(job) = self.jobs.get(id) {
+            let line = || format!("Task accepted: {} pid:{}", job.request.human(), job.pid);
+            self.log_about(&job.request, 10, line);
+        }
         let Some(job) = self.jobs.get_mut(id) else { return };
         job.accepted = true;
-        tracing::debug!(
-            target: "celery.worker.request",
-            "Task accepted: {} pid:{}",
-            job.request.human(),
-            job.pid
-        );
         if !job.request.policy.acks_late && !job.acknowledged {
             job.acknowledged = true;
             let tag = job.request.handle.tag();
@@ -191,12 +189,10 @@ impl Consumer {
         let Some(job) = self.jobs.get(id) else { return };
         match limit {
             Limit::Soft(seconds) => {
-                tracing::warn!(
-                    target: "celery.worker.request",
-                    "Soft time limit ({}s) exceeded for {}",
-                    job.request.limit_text(seconds),
-                    job.request.human()
-                );
+                self.log_about(&job.request, 30, || {
+                    let given = job.request.limit_text(seconds);
+                    format!("Soft time limit ({given}s) exceeded for {}", job.request.human())
+                });
                 self.pool.interrupt(id, Interrupt::SoftLimit);
             }
             Limit::Hard(seconds) => self.pool.interrupt(id, Interrupt::HardLimit(seconds)),

@@ -1,7 +1,7 @@
 //! The worker as probes and metrics see it: what is counted when, and the answers to the listener.
 
 use super::consumer::{Consumer, Waiting};
-use super::hooks::Incident;
+use super::hooks::{About, Incident, LogRecord};
 use super::jobs::Running;
 use super::request::Request;
 use super::shutdown::Phase;
@@ -60,6 +60,30 @@ impl Consumer {
             unwritten: count(self.unwritten),
             connected: self.connected,
             started: self.started_at,
+        }
+    }
+
+    /// What task a line is about, where lines say that.
+    pub(super) fn context(&self, request: &Request) -> Option<Box<About>> {
+        self.config.log_tasks.then(|| Box::new(About::of(&request.headers)))
+    }
+
+    /// Logs a line about a request, where lines of its level are wanted.
+    pub(super) fn log_about(&self, request: &Request, level: u8, line: impl FnOnce() -> String) {
+        let wanted = match level {
+            10 => self.config.log_debug,
+            20 => self.config.log_info || self.config.log_debug,
+            _ => true,
+        };
+        if wanted {
+            let task = self.context(request);
+            self.hooks.log(LogRecord {
+                logger: "celery.worker.request",
+                level,
+                message: line(),
+                data: None,
+                task,
+            });
         }
     }
 

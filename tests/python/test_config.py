@@ -125,8 +125,10 @@ def test_the_defaults_are_celery_s(plain):
         "heartbeat": None,
         "lines": {
             "format": "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s",
+            "json": False,
             "path": None,
         },
+        "log_tasks": False,
         "http": None,
         "rungs": [],
         "rung_tasks": [],
