@@ -1,4 +1,4 @@
-"""Restarts as a deployment makes them, while producers go on: nothing is lost, and what had finished runs no second time.
+"""Restarts as a deployment makes them, under load: nothing is lost, and what had finished runs no second time.
 
 RESTARTS=100     how many (default: small)
 CHAOS_SEED=7     repeats a run; the seed of each run is printed
