@@ -320,7 +320,7 @@ impl Row {
 pub fn reference() -> String {
     let mut text = "# Metrics\n\n\
          Made from `src/metrics/mod.rs` (`celeriac::metrics::reference`); a test compares them, and\n\
-         `CELERIAC_WRITE_DOCS=1 cargo test --lib metrics` writes this page.\n\n\
+         `make docs` writes this page.\n\n\
          `GET /metrics` of the listener that `--http` opens answers in the text format of Prometheus (OpenMetrics). Where\n\
          [celery-exporter](https://github.com/danihodovic/celery-exporter) has a metric, name and labels are its, so that\n\
          dashboards made for it work; `hostname` is the part of the node name behind the `@`. Labels are bounded:\n\
@@ -369,7 +369,7 @@ mod tests {
         let written = std::fs::read_to_string(path).unwrap_or_default();
         assert!(
             written == reference(),
-            "{path} is stale: run CELERIAC_WRITE_DOCS=1 cargo test --lib metrics"
+            "{path} is stale: run `make docs`"
         );
     }
 }
