@@ -52,6 +52,8 @@
 //! | [`native`] | tasks as async Rust functions, and the worker that runs them without Python |
 //! | [`cli`] | the command line as a table of flags |
 //! | [`logging`] | the line of a received task, where Python's logging need not see it |
+//! | [`metrics`] | every metric's name in one table; what the loop counts, and the text of it |
+//! | [`probes`] | `/livez`, `/readyz`, `/metrics`: an HTTP listener on a thread of its own |
 //! | [`config`] | all that a worker is told before it starts, checked once |
 //! | `python` | the border: hooks, the child's end of the frames, the bridge to kombu; `pyo3` is named nowhere else |
 //!
@@ -94,6 +96,9 @@
 //! - **What must agree with Celery's producers is declared by Celery.** The delay queues of native delayed delivery are
 //!   shared with every Celery of the installed version, so that its own boot step declares them, once a connect.
 //! - **A queue is ours once the broker agrees.** One that is refused at run time would have every later connection refused.
+//! - **Probes on a thread of their own.** `/livez` is answered beside the runtime, from the loop's pulse: a thread that
+//!   sleeps is run at once however busy the others are, and a hung loop cannot answer for itself. Numbers are asked of
+//!   the loop, which owns them as plain integers.
 //! - **Failures of the parent in Python.** A lost child, a hard limit, a revoked or unknown task are reported through
 //!   Celery's own `Request` and backend on the main thread: rare, and right for every backend.
 //!
@@ -127,8 +132,10 @@ pub mod config;
 pub mod control;
 pub mod error;
 pub mod logging;
+pub mod metrics;
 pub mod native;
 pub mod pool;
+pub mod probes;
 pub mod protocol;
 #[cfg(feature = "python")]
 mod python;

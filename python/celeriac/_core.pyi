@@ -102,6 +102,9 @@ def parse_command(name: str, arguments: list[str], env: dict[str, str], user: st
 def refuse_options(options: str) -> str | None:
     """Why worker options (a JSON object) cannot be served."""
 
+def own_options() -> str:
+    """The worker's options that Celery does not have, as JSON."""
+
 def options_reference() -> str:
     """All options, in Markdown."""
 

@@ -8,6 +8,8 @@ runs, and `Consumer`, the last one, which runs the Rust core until the worker en
 from __future__ import annotations
 
 import atexit
+import contextlib
+import logging
 import os
 import signal
 import sys
@@ -19,12 +21,12 @@ from typing import Any
 from celery import bootsteps, signals
 from celery._state import _set_task_join_will_block
 from celery.apps import worker as apps_worker
-from celery.exceptions import WorkerShutdown
+from celery.exceptions import ImproperlyConfigured, WorkerShutdown
 from celery.utils.log import worker_logger as logger
 from celery.worker import components
 from celery.worker.consumer import Consumer
 
-from celeriac import config, hosting, ladder, zygote
+from celeriac import config, hosting, json_lines, ladder, terminal, zygote
 from celeriac.delayed import DelayedDelivery
 from celeriac.statefile import StateFile
 
@@ -32,6 +34,9 @@ from celeriac.statefile import StateFile
 EX_REFUSED = 2
 
 TERM = signal.SIGTERM
+
+#: Options that Celery does not have, and where they are read from when no command line was parsed.
+OWN_VARIABLES = MappingProxyType({"http": "CELERIAC_HTTP", "log_format": "CELERIAC_LOG_FORMAT"})
 
 #: Handled by Rust once the core runs; until then they are noted, so that an early stop is a stop.
 EARLY_SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT")
@@ -235,11 +240,15 @@ class ConsumerStep(components.Consumer):  # type: ignore[misc]
         except ladder.Refused as refused:
             logger.critical("%s", refused.message)
             raise WorkerShutdown(EX_REFUSED) from None
+        except ImproperlyConfigured as wrong:
+            # Of the core: whatever user code raises is dealt with in the hooks.
+            logger.critical("%s", wrong)
+            raise WorkerShutdown(EX_REFUSED) from None
         # Before anything that is registered for the exit, as a restart is.
         w.save_state()
         if ended.restart:
             # Celery's own way of restarting on SIGHUP: at exit this process becomes a new worker.
-            apps_worker.safe_say(f"Restarting celery worker ({' '.join(sys.argv)})", sys.__stdout__)
+            w.say(f"Restarting celery worker ({' '.join(sys.argv)})", sys.__stdout__)
             atexit.register(apps_worker._reload_current_worker)
         raise WorkerShutdown(ended.exitcode)
 
@@ -257,6 +266,10 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
     early_signals: list[str]
     #: Whether signals reach the core.
     core_listens = False
+    #: Where probes and metrics are served.
+    http: str | None = None
+    #: How records are written: ``text``, as Celery does, or ``json``.
+    log_format = "text"
 
     class Blueprint(apps_worker.Worker.Blueprint):  # type: ignore[misc]
         """Celery's worker steps and the app's, with ours in the place of four."""
@@ -277,8 +290,35 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
     def on_before_init(self, **kwargs: Any) -> None:
         """First thing: options that cannot be served are refused before anything of the app is asked."""
         self.early_signals = []
-        self.refuse(ladder.refused_options(kwargs))
-        super().on_before_init(**kwargs)
+        own = {name: kwargs.get(name) or os.environ.get(variable) or None for name, variable in OWN_VARIABLES.items()}
+        self.refuse(ladder.refused_options({**kwargs, **own}))
+        self.http = own["http"]
+        self.log_format = own["log_format"] or self.log_format
+        with json_lines.early() if self.log_format == "json" else contextlib.nullcontext():
+            super().on_before_init(**kwargs)
+        if self.log_format == "json":
+            # The banner is no record.
+            self.quiet = True
+
+    def setup_logging(self, colorize: bool | None = None) -> Any:
+        """Celery's own, with a formatter of ours where that is asked for."""
+        if self.log_format != "json":
+            return super().setup_logging(colorize)
+        json_lines.install(self.app.log)
+        receivers = super().setup_logging(False)
+        if not json_lines.has_effect():
+            logger.warning(
+                "--log-format json has no effect: the app has log handlers of its own, which are left alone."
+            )
+        return receivers
+
+    def say(self, message: Any, stream: Any) -> None:
+        """Writes to the terminal, past logging and its level, as Celery does; as a record where all that is written
+        is to be one."""
+        if self.log_format == "json":
+            logger.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, str(message), (), None))
+        else:
+            terminal.say(message, stream)
 
     def should_use_eventloop(self) -> bool:
         """Boot steps get Celery's threaded timer: there is no kombu event loop."""
@@ -331,7 +371,7 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         """Told to stop before the core ran: it need not start. Exit statuses as the core's."""
         name = self.early_signals[0]
         how, status = ("Cold", 0) if name == "SIGQUIT" else ("Warm", 1 if name == "SIGINT" else 0)
-        apps_worker.safe_say(f"worker: {how} shutdown (MainProcess)", sys.__stdout__)
+        self.say(f"worker: {how} shutdown (MainProcess)", sys.__stdout__)
         signals.worker_shutting_down.send(sender=self.hostname, sig=name, how=how, exitcode=status)
         return WorkerShutdown(status)
 

@@ -22,6 +22,8 @@ pub enum Reading {
     Concurrency,
     /// `max,min` or `max`.
     Autoscale,
+    /// `host:port` or `:port`.
+    Address,
 }
 
 /// What an option does in this version.
@@ -56,6 +58,8 @@ pub struct Flag {
     pub help: &'static str,
     /// What it does in this version.
     pub effect: Effect,
+    /// Celery does not have it: python/celeriac/seam.py adds it to Celery's own command.
+    pub own: bool,
 }
 
 impl Flag {
@@ -74,6 +78,7 @@ const PLAIN: Flag = Flag {
     setting: None,
     help: "",
     effect: Effect::Works,
+    own: false,
 };
 
 const GLOBAL: Flag = Flag { heading: "Global options", ..PLAIN };
@@ -361,6 +366,15 @@ pub const WORKER: &[Flag] = &[
         ..FEATURES
     },
     Flag {
+        name: "http",
+        spellings: &["--http"],
+        reading: Reading::Address,
+        env: &["CELERIAC_HTTP"],
+        help: "Serve /livez, /readyz and /metrics there; `:PORT`: at every address of the machine [default: nowhere]",
+        own: true,
+        ..FEATURES
+    },
+    Flag {
         name: "beat",
         spellings: &["-B", "--beat"],
         reading: Reading::Switch,
@@ -389,6 +403,15 @@ pub const WORKER: &[Flag] = &[
         spellings: &["-f", "--logfile"],
         setting: Some("worker_logfile"),
         help: "Log file [default: stderr]",
+        ..DAEMON
+    },
+    Flag {
+        name: "log_format",
+        spellings: &["--log-format"],
+        reading: Reading::Choice(&["text", "json"]),
+        env: &["CELERIAC_LOG_FORMAT"],
+        help: "How records are written: Celery's text, or one JSON object a line [default: text]",
+        own: true,
         ..DAEMON
     },
     Flag {

@@ -41,6 +41,7 @@ fn every_option_is_read_under_each_of_its_spellings() {
                 Reading::Level(_) => (format!("{spelling} info"), json!("INFO")),
                 Reading::Concurrency => (format!("{spelling} 3"), json!(3)),
                 Reading::Autoscale => (format!("{spelling} 2,10"), json!([10, 2])),
+                Reading::Address => (format!("{spelling} :9000"), json!(":9000")),
             };
             if matches!(flag.effect, Effect::Missing(_)) {
                 let text = complaint(&line);
@@ -49,6 +50,19 @@ fn every_option_is_read_under_each_of_its_spellings() {
                 assert_eq!(worker(&line).options[flag.name], expected, "{line}");
             }
         }
+    }
+}
+
+#[test]
+fn an_option_that_celery_does_not_have_is_checked_wherever_it_comes_from() {
+    for (name, value, complaint) in [
+        ("http", "9000", Some("Invalid value for '--http': '9000' is not host:port or :port")),
+        ("http", "localhost:9000", None),
+        ("log_format", "xml", Some("Invalid value for '--log-format': 'xml' is not one of 'text', 'json'.")),
+        ("log_format", "json", None),
+    ] {
+        let options = [(name.to_owned(), json!(value))].into_iter().collect();
+        assert_eq!(refusal(&options).as_deref(), complaint, "{name} {value}");
     }
 }
 

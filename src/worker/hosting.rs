@@ -340,7 +340,7 @@ impl Consumer {
 
     /// Has the request put itself into the pool.
     pub(super) fn execute(&mut self, request: Request, ticket: Ticket) {
-        *self.totals.entry(request.headers.task.clone()).or_default() += 1;
+        self.count_start(&request);
         self.desk.held.insert(ticket, Held { request, settled: false, calls: 0 });
         self.desk.executing += 1;
         self.tell(Hosted::Execute { ticket });

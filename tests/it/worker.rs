@@ -228,6 +228,10 @@ pub(crate) fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
         control: None,
         heartbeat: None,
         lines: None,
+        log_tasks: false,
+        http: None,
+        rungs: Vec::new(),
+        rung_tasks: Vec::new(),
         log_info: true,
         log_debug: false,
     }

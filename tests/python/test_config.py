@@ -124,7 +124,15 @@ def test_the_defaults_are_celery_s(plain):
             "cancel_on_connection_loss": False,
         },
         "heartbeat": None,
-        "lines": {"format": "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s", "path": None},
+        "lines": {
+            "format": "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s",
+            "json": False,
+            "path": None,
+        },
+        "log_tasks": False,
+        "http": None,
+        "rungs": [],
+        "rung_tasks": [],
         "log_info": False,
         "log_debug": False,
     }
