@@ -387,7 +387,7 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         for parent, names in ((self, "worker"), (self.consumer, "consumer")):
             own = {symbol_by_name(step).name for step in self.app.steps[names]}
             for step in parent.steps:
-                step = getattr(step, "step", step)
+                step = step.step if isinstance(step, consumers.Aside) else step
                 if step.name in own and type(step).info is not bootsteps.Step.info:
                     yield step, parent
 

@@ -30,6 +30,16 @@ class Stubborn(PersistentScheduler):
         record("scheduler", name=type(self).__name__, file=self.schedule_filename)
 
 
+class Slow(PersistentScheduler):
+    """Takes its time to save."""
+
+    def close(self):
+        record("saving")
+        time.sleep(1)
+        super().close()
+        record("saved")
+
+
 @signals.beat_init.connect
 def init(sender, **_):
     record("beat_init", sender=type(sender).__name__)
