@@ -123,6 +123,7 @@ def test_the_defaults_are_celery_s(plain):
             "hup_restarts": True,
             "cancel_on_connection_loss": False,
         },
+        "app_has_stats": False,
         "heartbeat": None,
         "lines": {"format": "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s", "path": None},
         "log_info": False,
