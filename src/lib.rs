@@ -6,6 +6,7 @@
 //! celeriac -A proj worker …            CPython; the pid that a service manager sees
 //!   python/celeriac/cli.py, worker.py    finds the app, runs Celery's own start-up, forks the zygote, then becomes
 //!   ├─ supervisor                        this crate: one thread with a tokio runtime; Python's main thread serves hooks
+//!   ├─ beat, with -B (python/celeriac/beat.py)  Celery's own, forked beside the zygote, ends with the supervisor
 //!   └─ zygote (python/celeriac/zygote.py)  one thread, the app imported, memory frozen; forks, reaps, reports
 //!        └─ children (python/celeriac/child.py)  decode, run Celery's tracer, answer with the outcome
 //! ```
@@ -102,6 +103,9 @@
 //! - **Failures of the parent in Python.** A lost child, a hard limit, a revoked or unknown task are reported through
 //!   Celery's own `Request` and backend on the main thread: rare, and right for every backend.
 //!
+//! - **Consumers of boot steps have a thread.** Celery runs them in its main loop, on its connection; ours speaks no kombu.
+//!   A thread of Python (python/celeriac/consumers.py) makes a kombu connection and calls the steps' methods itself, so
+//!   that whatever they override works, and makes the connection anew without the core.
 //! - **The app's own requests run Celery's code, not a copy of it.** Calling the hooks of a custom `Request` where Rust
 //!   passes the same points would have been cheaper and never quite right: the class that Celery derives from it, what
 //!   it posts to the pool and what comes back are all visible to it. So the parent pickles and unpickles for these

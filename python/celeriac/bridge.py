@@ -69,6 +69,9 @@ class Hooks:
     def notice(self, text: str) -> None:
         try:
             self._notice(json.loads(text))
+        except SystemExit as leaving:
+            # `WorkerShutdown`, above all: how the app's own code ends Celery's worker.
+            self.worker.fail(leaving)
         except Exception:
             logger.exception("A hook of the worker failed: %s", text)
 
@@ -103,6 +106,10 @@ class Hooks:
                 self.worker.say(cry(), sys.__stderr__)
             case "connected":
                 self.worker.consumer.connected()
+            case "lost":
+                self.worker.consumer.lost()
+            case "stopping":
+                self.worker.stopping(**fields)
 
     def log(self, records: list[tuple[str, int, str, str | None, str | None]]) -> None:
         for name, level, message, data, task in records:
@@ -142,7 +149,11 @@ class Hooks:
                 return None
 
     def control(self, method: str, arguments: str) -> str | None:
-        return self.commands.run(method, json.loads(arguments))
+        try:
+            return self.commands.run(method, json.loads(arguments))
+        except SystemExit as leaving:
+            self.worker.fail(leaving)
+            return None
 
 
 def _headers(envelope: dict[str, Any]) -> dict[str, Any] | None:

@@ -59,6 +59,7 @@ def build(worker: Worker) -> dict[str, Any]:
         "soft_time_limit": worker.soft_time_limit,
         "shutdown": shutdown(worker),
         "control": control(app),
+        "app_has_stats": any(True for _ in worker.informative_steps()),
         "heartbeat": heartbeat(worker),
         "lines": lines.config(),
         "log_tasks": worker.log_format == "json",

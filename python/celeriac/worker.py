@@ -13,20 +13,25 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from celery import bootsteps, signals
+from celery import bootsteps, platforms, signals
 from celery._state import _set_task_join_will_block
 from celery.apps import worker as apps_worker
-from celery.exceptions import ImproperlyConfigured, WorkerShutdown
+from celery.exceptions import ImproperlyConfigured, WorkerShutdown, WorkerTerminate
+from celery.platforms import EX_FAILURE
 from celery.utils.log import worker_logger as logger
 from celery.worker import components
 from celery.worker.consumer import Consumer
+from kombu.common import ignore_errors
+from kombu.utils.imports import symbol_by_name
 
-from celeriac import config, hosting, json_lines, ladder, terminal, zygote
+from celeriac import config, consumers, hosting, json_lines, ladder, terminal, zygote
+from celeriac.beat import EmbeddedBeat
 from celeriac.delayed import DelayedDelivery
 from celeriac.statefile import StateFile
 
@@ -37,6 +42,8 @@ TERM = signal.SIGTERM
 
 #: Options that Celery does not have, and where they are read from when no command line was parsed.
 OWN_VARIABLES = MappingProxyType({"http": "CELERIAC_HTTP", "log_format": "CELERIAC_LOG_FORMAT"})
+#: How often in a row the consumer's boot steps are started where a connection error keeps one from it.
+MOST_STARTS = 3
 
 #: Handled by Rust once the core runs; until then they are noted, so that an early stop is a stop.
 EARLY_SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT")
@@ -94,7 +101,6 @@ class ConsumerStandIn(hosting.Limits):
     """What boot steps and the receivers of `worker_ready` see as the consumer."""
 
     hub = None
-    task_consumer = None
     gossip = None
 
     def __init__(self, worker: Worker, prefetch_count: int) -> None:
@@ -109,50 +115,99 @@ class ConsumerStandIn(hosting.Limits):
         self.disable_rate_limits = worker.disable_rate_limits
         self.strategies: dict[str, Any] = {}
         self.qos = hosting.Prefetch()
+        self.task_consumer = hosting.TaskConsumer(worker.app, worker.pool.calls.desk)
         self.task_buckets: dict[str, Any] = defaultdict(lambda: None)
         self.on_task_message: set[Any] = set()
         self.conninfo = worker.app.connection_for_read()
         self.connection_errors = self.conninfo.connection_errors
         self.channel_errors = self.conninfo.channel_errors
-        self.connection: Any = None
+        self._connection: Any = None
+        self._of_thread = threading.local()
         self.event_dispatcher = worker.app.events.Dispatcher(hostname=worker.hostname, enabled=False)
         self.steps: list[Any] = []
         self.blueprint = ConsumerBlueprint(steps=worker.app.steps["consumer"])
         self._worker = worker
-        self._was_ready = False
+        self._was_ready = self._stopped = False
         self._delayed_delivery = DelayedDelivery(self)
+        self._consumers = consumers.Consumers(self)
+
+    @property
+    def connection(self) -> Any:
+        """A connection of kombu's, made when it is used; none while the core has none."""
+        return getattr(self._of_thread, "connection", self._connection)
+
+    def connection_of_thread(self, connection: Any) -> None:
+        """What `connection` is to the calling thread."""
+        self._of_thread.connection = connection
 
     def apply_steps(self, **options: Any) -> None:
         """Makes the app's own consumer steps."""
         self.blueprint.apply(self, **options)
+        self.steps = [
+            consumers.Aside(step, self._consumers) if isinstance(step, bootsteps.ConsumerStep) else step
+            for step in self.steps
+        ]
 
     def connected(self) -> None:
-        """The core has a broker connection. Steps get a connection of kombu's, made when it is used."""
-        if self.connection is None:
-            self.connection = self.app.connection_for_read()
+        """The core has a broker connection."""
+        self._connection = self.app.connection_for_read()
         self._delayed_delivery.connected()
+        if self._was_ready and not self._stopped:
+            self._start_steps()
+
+    def lost(self) -> None:
+        """The core has none any more: the steps are started anew with the next, those with a connection of their own
+        see to it themselves."""
+        if self.blueprint.state == bootsteps.RUN:
+            self.blueprint.restart(self)
+            # What was stopped is not stopped again when the worker ends before there is another.
+            self.blueprint.started = -1
+        self._disconnect()
 
     def ready(self) -> None:
-        """The core consumes: the first time the app's steps are started and `worker_ready` is sent."""
-        if self._was_ready:
+        """The core consumes for the first time: the app's steps are started and `worker_ready` is sent."""
+        if self._stopped:
             return
         self._was_ready = True
-        self.blueprint.start(self)
-        self._worker.ready_callback(self)
+        if self._start_steps():
+            self._consumers.go()
+            self._worker.ready_callback(self)
+
+    def _start_steps(self) -> bool:
+        for attempt in range(MOST_STARTS):
+            try:
+                self.blueprint.start(self)
+                return True
+            except Exception as exc:
+                if attempt + 1 == MOST_STARTS or not isinstance(exc, self.connection_errors):
+                    self._worker.fail(exc)
+                    return False
+                # Celery takes it for a lost connection, whoever it comes from, and begins anew.
+                logger.warning("Boot step could not start, trying again: %r", exc)
+            self.blueprint.restart(self)
+            self._disconnect()
+            self._connection = self.app.connection_for_read()
+        return False
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            ignore_errors(connection, connection.release)
 
     def close(self) -> None:
         """Called by Celery when the worker begins to stop."""
 
     def stop(self) -> None:
-        """Stops the app's consumer steps."""
+        """Stops the app's consumer steps: when the worker begins to stop, as in Celery, at the latest at its end."""
+        self._stopped = True
         self.blueprint.stop(self)
+        self._consumers.tell()
 
     def shutdown(self) -> None:
         """Called by Celery when the worker has stopped."""
+        self._consumers.join()
         self.blueprint.send_all(self, "shutdown")
-        if self.connection is not None:
-            self.connection.release()
-            self.connection = None
+        self._disconnect()
 
 
 class ConsumerBlueprint(bootsteps.Blueprint):  # type: ignore[misc]
@@ -199,6 +254,17 @@ class StateStep(components.StateDB):  # type: ignore[misc]
         w.state_file = StateFile(w)
 
 
+class BeatStep(components.Beat):  # type: ignore[misc]
+    """Celery's step for the embedded beat; the process is forked before the steps are started."""
+
+    name = components.Beat.name
+
+    def create(self, w: Worker) -> EmbeddedBeat:
+        """Celery makes the process."""
+        w.beat = EmbeddedBeat(super().create(w))
+        return w.beat
+
+
 class PoolStep(components.Pool):  # type: ignore[misc]
     """Takes the place of Celery's pool step, under its name."""
 
@@ -235,6 +301,7 @@ class ConsumerStep(components.Consumer):  # type: ignore[misc]
         from celeriac import bridge
 
         assert w.zygote is not None, "forked in on_start"
+        w.core_runs = True
         try:
             ended = bridge.run(w, w.zygote)
         except ladder.Refused as refused:
@@ -244,13 +311,23 @@ class ConsumerStep(components.Consumer):  # type: ignore[misc]
             # Of the core: whatever user code raises is dealt with in the hooks.
             logger.critical("%s", wrong)
             raise WorkerShutdown(EX_REFUSED) from None
+        finally:
+            w.core_runs = False
         # Before anything that is registered for the exit, as a restart is.
         w.save_state()
         if ended.restart:
-            # Celery's own way of restarting on SIGHUP: at exit this process becomes a new worker.
             w.say(f"Restarting celery worker ({' '.join(sys.argv)})", sys.__stdout__)
-            atexit.register(apps_worker._reload_current_worker)
+            atexit.register(_become_new_worker)
+        if w.terminating:
+            raise WorkerTerminate(ended.exitcode)
         raise WorkerShutdown(ended.exitcode)
+
+
+def _become_new_worker() -> None:
+    """At exit this process becomes the same command again. Celery runs `sys.argv`, which is none where it began with
+    `python -m`, as each worker in the background does."""
+    platforms.close_open_fds([sys.__stdin__, sys.__stdout__, sys.__stderr__])
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 class Worker(apps_worker.Worker):  # type: ignore[misc]
@@ -270,14 +347,23 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
     http: str | None = None
     #: How records are written: ``text``, as Celery does, or ``json``.
     log_format = "text"
+    #: Whether it is there.
+    core_runs = False
+    #: Whether the stop began as a cold one.
+    terminating = False
+    #: Whether the steps were told that the stop begins.
+    closed = False
+    #: The embedded beat of `-B`.
+    beat: EmbeddedBeat | None
 
     class Blueprint(apps_worker.Worker.Blueprint):  # type: ignore[misc]
-        """Celery's worker steps and the app's, with ours in the place of four."""
+        """Celery's worker steps and the app's, with ours in the place of five."""
 
         replaced = MappingProxyType(
             {
                 components.Timer: TimerStep,
                 components.StateDB: StateStep,
+                components.Beat: BeatStep,
                 components.Pool: PoolStep,
                 components.Consumer: ConsumerStep,
             }
@@ -286,6 +372,12 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         def _finalize_steps(self, steps: dict[str, Any]) -> Sequence[Any]:
             # Exchanged after sorting, so that what requires Celery's steps by name or class finds them.
             return [self.replaced.get(step, step) for step in super()._finalize_steps(steps)]
+
+        def close(self, parent: Worker) -> None:
+            """The first thing of a stop: while the core still runs, or after it where nothing else began the stop."""
+            if not parent.closed:
+                parent.closed = True
+                super().close(parent)
 
     def on_before_init(self, **kwargs: Any) -> None:
         """First thing: options that cannot be served are refused before anything of the app is asked."""
@@ -329,6 +421,15 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         super().on_init_blueprint()
         self.refuse(ladder.refused_app(self))
 
+    def informative_steps(self) -> Iterator[tuple[Any, Any]]:
+        """Boot steps of the app that say something of themselves in `inspect stats`, each with its parent."""
+        for parent, names in ((self, "worker"), (self.consumer, "consumer")):
+            own = {symbol_by_name(step).name for step in self.app.steps[names]}
+            for step in parent.steps:
+                step = step.step if isinstance(step, consumers.Aside) else step
+                if step.name in own and type(step).info is not bootsteps.Step.info:
+                    yield step, parent
+
     def refuse(self, reasons: list[str]) -> None:
         """Ends the start-up where there is a reason to."""
         if reasons:
@@ -346,7 +447,14 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         without_effect = ladder.settings_without_effect(self)
         if without_effect:
             logger.warning("Settings without effect in celeriac yet: %s.", ", ".join(without_effect))
+        # Children run what is registered for the exit; this is none of theirs.
+        if self.pidlock:
+            atexit.unregister(self.pidlock.release)
         self.zygote = zygote.start(zygote.Plan.of(self.app, self.hostname, self.core_config))
+        if self.pidlock:
+            atexit.register(self.pidlock.release)
+        if self.beat is not None:
+            self.beat.fork()
         TimerStep.release(self.timer)
         for name in EARLY_SIGNALS:
             signal.signal(getattr(signal, name), self._note_signal)
@@ -361,6 +469,37 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         self.core_listens = True
         for name in self.early_signals:
             os.kill(os.getpid(), getattr(signal, name))
+
+    def stopping(self, terminate: bool) -> None:
+        """Nothing more is fetched, what runs may finish: what Celery stops before its pool is stopped."""
+        self.terminating = terminate
+        self.blueprint.close(self)
+        self.consumer.stop()
+        if self.beat is not None:
+            self.beat.tell()
+
+    def fail(self, exc: BaseException) -> None:
+        """Something of the app's raised this where it ends Celery's worker, so it ends this one. From any thread."""
+        if isinstance(exc, SystemExit):
+            code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+        else:
+            logger.critical("Unrecoverable error: %r", exc, exc_info=exc)
+            code = EX_FAILURE
+        self.pool.calls.desk.stop(code)
+
+    def stop(self, in_sighandler: bool = False, exitcode: int | None = None) -> None:
+        """Celery's, once the core has ended; before, it is asked to."""
+        if self.core_runs:
+            self.pool.calls.desk.stop(exitcode or 0)
+        else:
+            super().stop(in_sighandler, exitcode)
+
+    def terminate(self, in_sighandler: bool = False) -> None:
+        """The same for a cold stop."""
+        if self.core_runs:
+            os.kill(os.getpid(), signal.SIGQUIT)
+        else:
+            super().terminate(in_sighandler)
 
     def save_state(self) -> None:
         """Writes the state file, where there is one."""

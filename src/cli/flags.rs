@@ -90,7 +90,6 @@ const BEAT: Flag = Flag { heading: "Embedded beat", ..PLAIN };
 const DAEMON: Flag = Flag { heading: "Daemon options", ..PLAIN };
 
 const RUN_CELERY: &str = "run `celery worker` without CELERIAC for this one";
-const RUN_BEAT: &str = "run `celery beat` beside the worker";
 const LEVELS: &[&str] = &["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "FATAL"];
 const POOLS: &[&str] = &["prefork", "eventlet", "gevent", "solo", "processes", "threads", "custom"];
 
@@ -378,8 +377,7 @@ pub const WORKER: &[Flag] = &[
         name: "beat",
         spellings: &["-B", "--beat"],
         reading: Reading::Switch,
-        help: "Run beat inside the worker",
-        effect: Effect::Missing(RUN_BEAT),
+        help: "Run beat beside the worker, in a process that ends with it",
         ..BEAT
     },
     Flag {
@@ -387,7 +385,6 @@ pub const WORKER: &[Flag] = &[
         spellings: &["-s", "--schedule-filename", "--schedule"],
         setting: Some("beat_schedule_filename"),
         help: "Where beat remembers what has run",
-        effect: Effect::Moot("it speaks to -B only"),
         ..BEAT
     },
     Flag {
@@ -395,7 +392,6 @@ pub const WORKER: &[Flag] = &[
         spellings: &["--scheduler"],
         setting: Some("beat_scheduler"),
         help: "Scheduler class of beat",
-        effect: Effect::Moot("it speaks to -B only"),
         ..BEAT
     },
     Flag {

@@ -147,7 +147,7 @@ fn a_value_of_a_switch_in_the_environment_must_be_a_boolean() {
 
 #[test]
 fn what_is_not_there_yet_is_refused_with_what_to_do() {
-    for line in ["-B", "-E", "--autoscale 4,1", "-P gevent", "-P custom", "--pool-start-method spawn"] {
+    for line in ["-E", "--autoscale 4,1", "-P gevent", "-P custom", "--pool-start-method spawn"] {
         assert!(complaint(line).contains("is not supported by celeriac yet: "), "{line}");
     }
     for line in [
@@ -158,6 +158,7 @@ fn what_is_not_there_yet_is_refused_with_what_to_do() {
         "--pool-start-method fork",
         "--without-mingle",
         "-S state",
+        "-B -s schedule --scheduler proj:Scheduler",
     ] {
         worker(line);
     }
@@ -165,10 +166,12 @@ fn what_is_not_there_yet_is_refused_with_what_to_do() {
 
 #[test]
 fn refusals_read_the_keyword_arguments_of_both_doors() {
-    let keywords = json!({"beat": false, "autoscale": null, "concurrency": 4});
+    let keywords =
+        json!({"task_events": false, "pool_start_method": "fork", "autoscale": null, "concurrency": 4});
     assert_eq!(refusal(keywords.as_object().expect("an object")), None);
-    let keywords = json!({"beat": true});
-    assert!(refusal(keywords.as_object().expect("an object")).expect("refused").contains("-B / --beat"));
+    let keywords = json!({"pool_start_method": "spawn"});
+    let refused = refusal(keywords.as_object().expect("an object")).expect("refused");
+    assert!(refused.contains("--pool-start-method spawn"), "{refused}");
 }
 
 #[test]

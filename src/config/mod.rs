@@ -59,6 +59,9 @@ pub struct Config {
     /// Remote control; none: off.
     #[serde(default)]
     pub control: Option<Control>,
+    /// Whether boot steps of the app say something of themselves in `inspect stats`.
+    #[serde(default)]
+    pub app_has_stats: bool,
     /// Seconds between `heartbeat_sent` signals; none: nobody listens, or heartbeats are off.
     #[serde(default)]
     pub heartbeat: Option<f64>,

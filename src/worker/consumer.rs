@@ -330,6 +330,9 @@ impl Consumer {
 
     /// What came over a connection that the broker does not remember is no longer ours.
     fn on_lost(&mut self) {
+        if self.connected {
+            self.hooks.notice(Notice::Lost);
+        }
         self.connected = false;
         if !self.link.broker().capabilities().settles_across_sessions {
             self.drop_unstarted();

@@ -23,6 +23,8 @@ pub enum Notice {
         /// Masked address.
         address: String,
     },
+    /// The connection is gone; [`Notice::Connected`] tells of the next.
+    Lost,
     /// Consuming for the first time: `worker_ready`.
     Ready,
     /// A stop was asked for: `worker_shutting_down`.
@@ -33,6 +35,11 @@ pub enum Notice {
         how: &'static str,
         /// The exit status it leads to.
         exit_code: i32,
+    },
+    /// Nothing more is fetched: what consumes or schedules on the app's behalf is to end before the running tasks do.
+    Stopping {
+        /// Whether steps are terminated rather than stopped: the stop began as a cold one.
+        terminate: bool,
     },
     /// A text for the terminal, past logging, as Celery prints on signals.
     Say(String),

@@ -166,6 +166,10 @@ impl Panel for Consumer {
         }
     }
 
+    fn app_has_stats(&self) -> bool {
+        self.config.app_has_stats
+    }
+
     fn tasks(&self) -> Vec<(String, Option<String>)> {
         self.rules
             .tasks

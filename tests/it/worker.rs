@@ -191,6 +191,7 @@ impl Bench {
 
 pub(crate) fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
     Config {
+        app_has_stats: false,
         hostname: "celery@tests".to_owned(),
         broker: BrokerConfig {
             urls: vec![url],
