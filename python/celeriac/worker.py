@@ -42,6 +42,7 @@ TERM = signal.SIGTERM
 
 #: Options that Celery does not have, and where they are read from when no command line was parsed.
 OWN_VARIABLES = MappingProxyType({"http": "CELERIAC_HTTP", "log_format": "CELERIAC_LOG_FORMAT"})
+
 #: How often in a row the consumer's boot steps are started where a connection error keeps one from it.
 MOST_STARTS = 3
 
@@ -387,10 +388,14 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         self.http = own["http"]
         self.log_format = own["log_format"] or self.log_format
         with json_lines.early() if self.log_format == "json" else contextlib.nullcontext():
-            super().on_before_init(**kwargs)
+            super().on_before_init(**self.prepare_args(**kwargs))
         if self.log_format == "json":
             # The banner is no record.
             self.quiet = True
+
+    def prepare_args(self, **kwargs: Any) -> dict[str, Any]:
+        """What the app is shown: Celery's options."""
+        return {name: value for name, value in kwargs.items() if name not in OWN_VARIABLES}
 
     def setup_logging(self, colorize: bool | None = None) -> Any:
         """Celery's own, with a formatter of ours where that is asked for."""
