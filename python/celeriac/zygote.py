@@ -62,8 +62,6 @@ class Plan:
     kind: str = "prefork"
     #: Tasks that run at a time in one child; more than one only with ``threads``.
     lanes: int = 1
-    #: Whether children report their memory after each task.
-    watch_memory: bool = False
     #: Whether results go through the supervisor (`celeriac.backends.decide`).
     native_results: bool = False
     #: Whether callbacks and chain steps go through the supervisor (`celeriac.continuations.decide`).
@@ -79,7 +77,6 @@ class Plan:
             hostname=hostname,
             kind=kind,
             lanes=pool["concurrency"] if kind == "threads" else 1,
-            watch_memory=pool["max_memory_per_child"] is not None,
             native_results=config["backend"]["native"],
             native_continuations=ladder.continuations(app).rung == "native",
         )
@@ -223,8 +220,8 @@ class _Server:
             self.signal(number, value, group=bool(argument))
         return True
 
-    def report(self, kind: int, number: int, value: int = 0) -> None:
-        self.control.sendall(RECORD.pack(kind, number, 0, value))
+    def report(self, kind: int, number: int, value: int = 0, argument: int = 0) -> None:
+        self.control.sendall(RECORD.pack(kind, number, argument, value))
 
     def fork(self, number: int, index: int, descriptor: int) -> None:
         signals.worker_before_create_process.send(sender=AsynPool)
@@ -273,11 +270,11 @@ class _Server:
     def reap(self) -> None:
         while self.numbers:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
             number = self.numbers.pop(pid, None)
             if number is not None:
-                self.report(EXITED, number, os.waitstatus_to_exitcode(status))
+                self.report(EXITED, number, os.waitstatus_to_exitcode(status), usage.ru_maxrss)

@@ -4,11 +4,13 @@
 //! task; only an idle slot takes a job, so no task ever waits behind a long one.
 
 pub mod ipc;
+mod memory;
 mod process;
 pub mod processes;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod wear;
 pub mod zygote;
 
 use bytes::Bytes;
@@ -143,6 +145,11 @@ pub enum Event {
         slot: SlotId,
         /// Its process.
         pid: u32,
+    },
+    /// A slot that was held back after its job had ended can take another.
+    Idle {
+        /// Which slot.
+        slot: SlotId,
     },
     /// A child has decoded a job and starts it. Only for jobs with `acks_early`; others are accepted by being
     /// sent, as only idle children are sent any.
@@ -292,7 +299,7 @@ pub struct PoolConfig {
     /// A child is replaced after so many tasks.
     #[serde(default)]
     pub max_tasks_per_child: Option<u32>,
-    /// A child is replaced after the task that left it above so many KiB.
+    /// A child is replaced after the task in which it is found to have more than so many KiB for itself.
     #[serde(default)]
     pub max_memory_per_child: Option<u64>,
     /// A child that is not up after so many seconds is killed and replaced.

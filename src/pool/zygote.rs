@@ -62,8 +62,8 @@ pub(super) enum Report {
     Failed { errno: i32 },
     /// The signal was sent.
     Signalled,
-    /// It is dead: its exit code, or minus the signal that killed it.
-    Exited { code: i32 },
+    /// It is dead: its exit code, or minus the signal that killed it, and the most KiB that it had resident.
+    Exited { code: i32, peak: u32 },
 }
 
 const RECORD: usize = 13;
@@ -85,7 +85,7 @@ fn report(bytes: &[u8]) -> Option<(Number, Report)> {
         1 => Report::Forked { pid: u32::try_from(value).ok()? },
         2 => Report::Failed { errno: value },
         3 => Report::Signalled,
-        4 => Report::Exited { code: value },
+        4 => Report::Exited { code: value, peak: u32::from_le_bytes(word(5)) },
         _ => return None,
     };
     Some((u32::from_le_bytes(word(1)), report))
@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn reports_are_read_and_anything_else_is_refused() {
         assert_eq!(report(&record(1, 7, 0, 42)), Some((7, Report::Forked { pid: 42 })));
-        assert_eq!(report(&record(4, 7, 0, -9)), Some((7, Report::Exited { code: -9 })));
+        assert_eq!(report(&record(4, 7, 640, -9)), Some((7, Report::Exited { code: -9, peak: 640 })));
         assert_eq!(report(&record(9, 7, 0, 0)), None);
         assert_eq!(report(&record(1, 7, 0, -1)), None);
         assert_eq!(report(b"short"), None);
