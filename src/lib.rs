@@ -47,7 +47,7 @@
 //! | [`broker`] | the trait, sessions, topology, the failover list; `redis`, `amqp`, `filesystem`, `memory` |
 //! | [`backend`] | the trait and the result backends |
 //! | [`pool`] | slots, frames (`ipc`), children and the zygote's end (`processes`), when they are worn out (`wear`, `memory`) |
-//! | [`worker`] | the loop (`consumer`; `intake`, `outcomes`, `continuations`, `life`), its link to the broker, dispatch, acks, schedule, stopping |
+//! | [`worker`] | the loop (`consumer`; `intake`, `outcomes`, `continuations`, `life`), its link to the broker, dispatch, acks, schedule, autoscale, stopping |
 //! | [`control`], [`cluster`] | remote control as a table of commands; the logical clock |
 //! | [`native`] | tasks as async Rust functions, and the worker that runs them without Python |
 //! | [`cli`] | the command line as a table of flags |
@@ -99,6 +99,9 @@
 //! - **Memory is private memory.** A child is born with the whole app resident and shares it; what it costs is what it
 //!   has for itself. The kernel tells that slowly and what is resident quickly, and the one is never more than the other:
 //!   most children are known to be light at the price of one short file.
+//! - **The app's commands ask the loop.** What an app's remote control command calls on its `state` becomes a command of
+//!   our own table, run by the loop while the main thread waits for the answer ([`worker::inside`]). The loop never waits
+//!   for the main thread, or the two would wait for each other.
 //! - **A queue is ours once the broker agrees.** One that is refused at run time would have every later connection refused.
 //! - **Failures of the parent in Python.** A lost child, a hard limit, a revoked or unknown task are reported through
 //!   Celery's own `Request` and backend on the main thread: rare, and right for every backend.

@@ -78,6 +78,10 @@ class Desk:
         hard_limit: float | None,
     ) -> None: ...
     def terminate(self, number: int, signal: int) -> None: ...
+    def ask(self, method: str, arguments: str) -> str: ...
+    def prefetch(self, messages: int) -> None: ...
+    def tasks(self, policies: str) -> None: ...
+    def restart(self, reload: str) -> None: ...
 
 class KombuPort:
     """What kombu's thread has of a broker session; see `celeriac.kombu_bridge`."""
@@ -101,6 +105,9 @@ def parse_command(name: str, arguments: list[str], env: dict[str, str], user: st
 
 def refuse_options(options: str) -> str | None:
     """Why worker options (a JSON object) cannot be served."""
+
+def control_commands() -> str:
+    """Every command of remote control that is not the app's, as JSON: name, alias, kind, arguments."""
 
 def options_reference() -> str:
     """All options, in Markdown."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import signals
 from celery.utils.debug import cry
+from kombu.utils import json as kombu_json
 
 from celeriac import _core, kombu_bridge, ladder
 from celeriac.commands import Commands
@@ -136,7 +137,7 @@ class Hooks:
             return None
 
     def control(self, method: str, arguments: str) -> str | None:
-        return self.commands.run(method, json.loads(arguments))
+        return self.commands.run(method, kombu_json.loads(arguments))
 
 
 def say(message: Any, stream: Any) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import gc
 import importlib
+import json
 import os
 import select
 import signal
@@ -24,13 +25,15 @@ from typing import Any, NamedTuple, NoReturn
 from celery import platforms, signals
 from celery.concurrency.asynpool import AsynPool
 from celery.utils.log import get_logger
+from celery.utils.objects import Bunch
+from celery.worker import WorkController
 
 from celeriac import child, ladder
 
 logger = get_logger("celery.pool")
 
 RECORD = struct.Struct("<BIIi")
-FORK, SIGNAL = 1, 2
+FORK, SIGNAL, RELOAD = 1, 2, 3
 FORKED, FAILED, SIGNALLED, EXITED = 1, 2, 3, 4
 
 #: Signals that a terminal or a service manager sends to every process of the worker: the supervisor alone
@@ -218,7 +221,26 @@ class _Server:
             self.fork(number, argument, sockets[0])
         elif kind == SIGNAL:
             self.signal(number, value, group=bool(argument))
+        elif kind == RELOAD:
+            text = b""
+            while len(text) < argument:
+                part = self.control.recv(argument - len(text))
+                if not part:
+                    return False
+                text += part
+            self.reload(**json.loads(text))
         return True
+
+    def reload(self, modules: list[str], reload: bool) -> None:
+        """Loads modules, for the children that are forked from now on; as the supervisor has loaded them."""
+        app = self.plan.app
+        for module in modules:
+            try:
+                WorkController._maybe_reload_module(Bunch(app=app), module, force_reload=reload)
+            except Exception:
+                logger.exception("Module %s could not be loaded for the children", module)
+        gc.collect()
+        gc.freeze()
 
     def report(self, kind: int, number: int, value: int = 0, argument: int = 0) -> None:
         self.control.sendall(RECORD.pack(kind, number, argument, value))

@@ -14,7 +14,7 @@ mod wear;
 pub mod zygote;
 
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -272,10 +272,28 @@ pub trait Pool: Send {
     /// Takes slots away, idle ones first.
     fn shrink(&mut self, by: usize);
 
+    /// Replaces every child, after what it runs, by one that has loaded these modules.
+    ///
+    /// # Errors
+    /// Why this pool cannot.
+    fn restart(&mut self, reload: Reload) -> Result<(), String> {
+        let _ = reload;
+        Err(format!("the {} pool has no children to replace", self.name()))
+    }
+
     /// Lets every child leave through its exit hooks, kills at the deadline those that have not left, and
     /// ends the zygote. Jobs still running are waited for until then. Events go on being sent meanwhile;
     /// the event channel closes when all is over.
     fn stop(&mut self, deadline: Instant);
+}
+
+/// What children are to load before they are forked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reload {
+    /// Names of Python modules.
+    pub modules: Vec<String>,
+    /// Whether those that are loaded already are loaded again.
+    pub reload: bool,
 }
 
 /// A running pool and its events.

@@ -20,7 +20,7 @@ use super::slots::{Slots, WEIGH_EVERY};
 use super::wear::Wear;
 use super::zygote::{self, Command, Number, Scope, Zygote, ZygoteHandle};
 use super::{
-    EVENT_CAPACITY, Event, Interrupt, Job, JobId, Pool, PoolConfig, Running, SlotId, StoreId,
+    EVENT_CAPACITY, Event, Interrupt, Job, JobId, Pool, PoolConfig, Reload, Running, SlotId, StoreId,
 };
 use crate::backend::Counted;
 use crate::error::Error;
@@ -335,6 +335,13 @@ impl Pool for Processes {
             return;
         }
         self.shared.slots().shrink(by);
+    }
+
+    fn restart(&mut self, reload: Reload) -> Result<(), String> {
+        // The zygote carries out its orders one after the other: what is forked from now on has the modules.
+        let _ = self.shared.commands.send(Command::Reload(reload));
+        self.shared.slots().restart();
+        Ok(())
     }
 
     fn stop(&mut self, deadline: Instant) {

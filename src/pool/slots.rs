@@ -614,6 +614,19 @@ impl Slots {
         }
     }
 
+    /// Every child makes way for another after what it runs; none that is there or on its way takes over from it.
+    pub(super) fn restart(&mut self) {
+        for spare in std::mem::take(&mut self.spares).into_values() {
+            if let Some(link) = &spare.link {
+                link.leave(Leave::Stop);
+            }
+        }
+        let indexes: Vec<u32> = self.children.keys().copied().collect();
+        for index in indexes {
+            self.leave(index, Leave::Recycle);
+        }
+    }
+
     /// A spare that is not wanted any more.
     fn dismiss(&mut self, index: u32) {
         if let Some(spare) = self.spares.get_mut(&index) {

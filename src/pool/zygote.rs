@@ -5,7 +5,7 @@
 //! parent that reaps them, so a pid that it still lists cannot have been reused.
 //!
 //! A record on this socket is 13 bytes, little endian: `u8 kind · u32 child · u32 argument · i32 value`;
-//! a fork request carries the child's socket.
+//! a fork request carries the child's socket, and a reload is followed by as many bytes of JSON as its argument says.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
@@ -21,6 +21,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 
+use super::Reload;
 use crate::error::Error;
 
 /// Names a child process; never reused. Its process is called `ForkPoolWorker-<number>`.
@@ -42,6 +43,8 @@ pub(super) enum Command {
     Fork { number: Number, index: u32, socket: OwnedFd, reports: mpsc::UnboundedSender<Report> },
     /// Signals a child, with its whole process group where it leads one.
     Signal { number: Number, signal: i32, scope: Scope },
+    /// Loads modules, for the children that it forks later.
+    Reload(Reload),
 }
 
 /// Who gets a signal.
@@ -165,6 +168,12 @@ impl Orders {
             Command::Signal { number, signal, scope } => {
                 let bytes = record(2, number, u32::from(scope == Scope::Group), signal);
                 self.socket.write_all(&bytes).await
+            }
+            Command::Reload(reload) => {
+                let text = serde_json::to_vec(&reload).map_err(io::Error::other)?;
+                let length = u32::try_from(text.len()).map_err(io::Error::other)?;
+                self.socket.write_all(&record(3, 0, length, 0)).await?;
+                self.socket.write_all(&text).await
             }
         }
     }

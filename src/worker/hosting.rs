@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::consumer::{Consumer, Received};
 use super::hooks::Hooks;
+use super::inside::Inside;
 use super::jobs::Limit;
 use super::request::Request;
 use super::schedule::Due;
@@ -47,6 +48,8 @@ pub enum Order {
         /// With this signal first.
         signal: i32,
     },
+    /// Asks something of the worker that concerns none of its requests.
+    Inside(Inside),
 }
 
 /// A call for the pool.
@@ -361,6 +364,7 @@ impl Consumer {
 
     pub(super) fn on_order(&mut self, order: Order) {
         match order {
+            Order::Inside(inside) => self.on_inside(inside),
             Order::Settle { ticket, settlement } => {
                 let Some(held) = self.desk.held.get_mut(&ticket) else { return };
                 if !held.settled {
