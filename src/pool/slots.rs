@@ -189,11 +189,9 @@ impl Slots {
     /// A child has been asked for.
     pub(super) fn starting(&mut self, index: u32, number: Number, now: Instant) {
         let child = Child::new(number, self.lanes, now);
-        if self.children.contains_key(&index) {
-            self.spares.insert(index, child);
-        } else {
-            self.children.insert(index, child);
-        }
+        let taken = self.children.contains_key(&index);
+        let books = if taken { &mut self.spares } else { &mut self.children };
+        books.insert(index, child);
     }
 
     /// It could not be forked.

@@ -288,3 +288,18 @@ def test_a_restart_of_the_pool_loads_modules_and_loads_them_again(alike):
     seen = alike(restarted)
     assert seen["imported"] == {"ok": "reload started"}
     assert (seen["first"], seen["known"], seen["status"]) == ("one", True, 0)
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_a_pool_in_one_process_is_restarted_and_says_that_its_size_is_fixed(stage_on, kind, pool):
+    """The original has no such methods in these pools."""
+    stage = stage_on(kind)
+    worker = start(stage, "-P", pool, app="controlled", concurrency=2, conf={"worker_pool_restarts": True})
+    before = answer(stage, "stats")["pool"]["processes"]
+    for command in ("pool_grow", "pool_shrink"):
+        assert f"the {pool} pool has the size that it was started with" in answer(stage, command)["error"]
+    assert answer(stage, "pool_restart") == {"ok": "reload started"}
+    until(lambda: set(answer(stage, "stats")["pool"]["processes"]).isdisjoint(before), stage.logs)
+    assert stage.send("mark", 1).get(timeout=30) == 1
+    assert worker.stop() == 0
