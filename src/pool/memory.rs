@@ -103,6 +103,8 @@ fn group(own: &str, root: &Path) -> Option<(PathBuf, Option<u64>)> {
             let folders = [mount.join(path.trim_start_matches('/')), mount];
             let folder = folders.into_iter().find(|folder| folder.join(count).is_file())?;
             let limit = fs::read_to_string(folder.join(limit)).ok().and_then(|text| text.trim().parse().ok());
+            // How the first version says that there is none.
+            let limit = limit.filter(|limit| *limit < 1 << 60);
             Some((folder.join(count), limit))
         })
     })

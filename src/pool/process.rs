@@ -491,8 +491,8 @@ impl Process {
             limit.map_or_else(String::new, |limit| format!(", of {limit} that its control group may have"));
         let why = match another {
             Some(true) => "Out of memory: the kernel killed",
-            Some(false) => "Not for lack of memory, as the kernel counts, but with SIGKILL somebody killed",
-            None => "With SIGKILL somebody, or the kernel for lack of memory, killed",
+            Some(false) => "Somebody, and not the kernel for lack of memory, killed",
+            None => "Somebody, perhaps the kernel for lack of memory, killed",
         };
         tracing::error!(
             target: "celery.pool",
