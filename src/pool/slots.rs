@@ -16,7 +16,7 @@ use super::ipc::FromChild;
 use super::process::Link;
 use super::wear::{FIRST_LEAD, Gauge, Wear, Weight};
 use super::zygote::{Number, human_status};
-use super::{Event, Interrupt, Job, JobId, Outcome, SlotId, StoreId, Work};
+use super::{Event, Gone, Interrupt, Job, JobId, Outcome, SlotId, StoreId, Work};
 
 /// How often children are weighed in the middle of a task.
 pub(super) const WEIGH_EVERY: Duration = Duration::from_secs(1);
@@ -51,6 +51,8 @@ struct Child {
     /// Signals that the zygote has not yet confirmed. While there are any no job is given out: a soft limit
     /// must never reach the task after the one it was meant for.
     signals: u32,
+    /// Why it leaves, where it was not told to for good.
+    gone: Option<Gone>,
     /// The child is being killed: how its jobs end.
     doom: Option<Outcome>,
     kill_at: Option<Instant>,
@@ -71,6 +73,7 @@ impl Child {
             wants_spare: false,
             ran: None,
             signals: 0,
+            gone: None,
             doom: None,
             kill_at: None,
         }
@@ -111,6 +114,18 @@ pub(super) enum Leave {
     Stop,
     /// It is worn out and will be replaced.
     Recycle,
+}
+
+/// Why a child ends that is being killed.
+fn doomed(child: &Child) -> Option<Gone> {
+    child.doom.as_ref().map(|doom| match doom {
+        Outcome::TimedOut { .. } => Gone::TimeLimit,
+        _ => Gone::Terminated,
+    })
+}
+/// Why a child ends that is worn out.
+fn worn(child: &Child) -> Gone {
+    if child.gauge.is_heavy() { Gone::Memory } else { Gone::Tasks }
 }
 
 /// Marks the slot by which a spare is answered.
@@ -355,6 +370,7 @@ impl Slots {
         {
             if std::mem::take(&mut child.announced) {
                 events.extend(slots.map(|slot| Event::Down { slot }));
+                events.extend(child.gone.map(Event::Gone));
             }
             if child.running() == 0 && self.wanted(index) {
                 self.children.remove(&index);
@@ -381,6 +397,11 @@ impl Slots {
             return;
         }
         if lost || child.doom.is_some() || child.gauge.is_worn(&wear) {
+            child.gone = Some(match doomed(child) {
+                Some(gone) => gone,
+                None if lost => Gone::Lost,
+                None => worn(child),
+            });
             self.leave(index, Leave::Recycle);
             return;
         }
@@ -435,6 +456,7 @@ impl Slots {
         }
         child.wants_spare |= child.gauge.wears_out(child.running(), lead, &wear, Instant::now());
         if child.phase == Phase::Up && child.gauge.is_worn(&wear) && child.running() == 0 {
+            child.gone = Some(worn(child));
             self.leave(index, Leave::Recycle);
             self.settle(index, events);
         } else {
@@ -524,7 +546,11 @@ impl Slots {
         events: &mut Vec<Event>,
     ) -> bool {
         if self.spares.get(&index).is_some_and(|spare| spare.number == number) {
-            return self.spares.remove(&index).is_some_and(|spare| spare.phase == Phase::Starting);
+            let stillborn = self.spares.remove(&index).is_some_and(|spare| spare.phase == Phase::Starting);
+            if stillborn && self.deadline.is_none() {
+                events.push(Event::Gone(Gone::Stillborn));
+            }
+            return stillborn;
         }
         if self.child(index, number).is_none() {
             return false;
@@ -532,6 +558,13 @@ impl Slots {
         let Some(child) = self.children.remove(&index) else { return false };
         let slots = self.slots(index);
         self.idle.retain(|slot| !slots.contains(slot));
+        let gone = match child.phase {
+            Phase::Starting if self.deadline.is_none() => Some(Gone::Stillborn),
+            Phase::Up if self.deadline.is_none() => doomed(&child).or(Some(Gone::Lost)),
+            // Told of when it began to leave.
+            Phase::Leaving if !child.announced => None,
+            Phase::Starting | Phase::Up | Phase::Leaving => child.gone.or(doomed(&child)),
+        };
         let status = human_status(code);
         for job in child.lanes.into_iter().flatten() {
             self.jobs.remove(&job.id);
@@ -552,6 +585,7 @@ impl Slots {
         if child.announced {
             events.extend(slots.map(|slot| Event::Down { slot }));
         }
+        events.extend(gone.map(Event::Gone));
         self.settle(index, events);
         child.phase == Phase::Starting
     }

@@ -84,6 +84,11 @@ impl Gauge {
         heavy && !std::mem::replace(&mut self.heavy, true)
     }
 
+    /// Whether it was found above the limit.
+    pub(super) fn is_heavy(&self) -> bool {
+        self.heavy
+    }
+
     /// Whether it must take no more tasks.
     pub(super) fn is_worn(&self, wear: &Wear) -> bool {
         self.heavy || wear.tasks.is_some_and(|most| self.ended >= most)

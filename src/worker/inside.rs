@@ -39,6 +39,8 @@ impl Consumer {
                 let request = Request { method, arguments, reply_to: None, ticket: None };
                 let told = match control::run(&request, self) {
                     Answer::Reply(value) => Ok(value),
+                    // What the app adds it can add itself.
+                    Answer::Told(_, figures) => Ok(Value::Object(figures)),
                     Answer::Written(text) => Ok(Value::String(text)),
                     Answer::Raised(exception) => Err(exception),
                     Answer::Silent => Ok(Value::Null),
