@@ -39,7 +39,6 @@ pub(super) struct ChildPipe {
     arrived: Condvar,
     writing: Mutex<BytesMut>,
     serial: AtomicU64,
-    memory: bool,
     /// The process that it belongs to.
     #[pyo3(get)]
     pid: u32,
@@ -269,8 +268,7 @@ impl ChildPipe {
     }
 
     fn ended(&self, py: Python<'_>, job: u64, outcome: Outcome) -> PyResult<()> {
-        let memory = if self.memory { resident() } else { None };
-        self.write(py, &FromChild::Ended { job, outcome, memory })
+        self.write(py, &FromChild::Ended { job, outcome })
     }
 }
 
@@ -286,19 +284,11 @@ impl<'py> FromPyObject<'_, 'py> for Text {
     }
 }
 
-/// Resident memory of this process, KiB.
-fn resident() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim().trim_end_matches("kB").trim_end().parse().ok()
-}
-
 #[pymethods]
 impl ChildPipe {
     /// Takes the descriptor over.
     #[new]
-    #[pyo3(signature = (fd, *, watch_memory = false))]
-    fn new(fd: i32, watch_memory: bool) -> PyResult<Self> {
+    fn new(fd: i32) -> PyResult<Self> {
         if fd < 0 {
             return Err(pyo3::exceptions::PyValueError::new_err("not a descriptor"));
         }
@@ -311,7 +301,6 @@ impl ChildPipe {
             arrived: Condvar::new(),
             writing: Mutex::default(),
             serial: AtomicU64::new(0),
-            memory: watch_memory,
             pid: std::process::id(),
         })
     }

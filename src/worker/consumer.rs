@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::Exit;
 use super::asking::Asked;
+use super::autoscale::Autoscaler;
 use super::continuations::Continuations;
 use super::dispatch::Rules;
 use super::hooks::{Hooks, Notice, Unstarted};
@@ -107,6 +108,7 @@ pub(super) struct Consumer {
     pub(super) seat: Seat,
     pub(super) shutdown: Shutdown,
     pub(super) prefetch: u32,
+    pub(super) autoscaler: Option<Autoscaler>,
     pub(super) clock: LamportClock,
     pub(super) revoked: RevokedTasks,
     /// Rate limits that were changed, as they were given.
@@ -150,6 +152,7 @@ impl Consumer {
         config.revoked.iter().for_each(|id| revoked.insert(id, Instant::now()));
         let clock = LamportClock::at(config.clock);
         let desk = Desk::new(hooks.as_ref());
+        let autoscaler = config.autoscale.as_ref().map(|config| Autoscaler::new(config, Instant::now()));
         let mut consumer = Self {
             config,
             rules,
@@ -166,6 +169,7 @@ impl Consumer {
             seat,
             shutdown: Shutdown::default(),
             prefetch,
+            autoscaler,
             clock,
             revoked,
             rate_texts: HashMap::new(),
@@ -196,6 +200,7 @@ impl Consumer {
     pub(super) async fn run(&mut self, inbox: &mut Inbox) -> Exit {
         loop {
             self.seat.turned();
+            self.autoscale();
             self.pump();
             self.link.flush();
             if self.is_over() {
@@ -217,6 +222,9 @@ impl Consumer {
                 () = tokio::time::sleep_until(until) => self.on_due(),
             }
         }
+        // Whoever waits for an answer hears that there will be none.
+        self.desk.orders.close();
+        while self.desk.orders.try_recv().is_ok() {}
         self.hooks.notice(Notice::Over { clock: self.clock.value() });
         Exit { code: self.shutdown.exit_code, restart: self.shutdown.restart, broken: self.broken.take() }
     }
@@ -237,7 +245,8 @@ impl Consumer {
             sleep = sleep.min(Duration::try_from_secs_f64(at - self.uptime()).unwrap_or_default());
         }
         let until = Instant::now() + sleep;
-        self.stop_until.map_or(until, |stop| until.min(stop))
+        let check = self.autoscaler.as_ref().map(Autoscaler::check_at).filter(|_| self.is_running());
+        [self.stop_until, check].into_iter().flatten().fold(until, Instant::min)
     }
 
     // --- the broker -----------------------------------------------------------------------------------
@@ -406,7 +415,13 @@ impl Consumer {
             let unsettled = unsettled + self.desk.unsettled();
             let started = u32::try_from(unsettled + self.pool.idle()).unwrap_or(u32::MAX);
             let waiting = self.etas.min(self.config.eta_task_limit.unwrap_or(u32::MAX));
-            let free = self.pool.idle() > self.ready.len() + self.desk.claims();
+            // Under autoscale there are more slots as soon as there are tasks for them.
+            let slots = self
+                .autoscaler
+                .as_ref()
+                .map_or(0, |scaler| scaler.max().saturating_sub(self.pool.capacity()));
+            let started = started.saturating_add(u32::try_from(slots).unwrap_or(u32::MAX));
+            let free = self.pool.idle() + slots > self.ready.len() + self.desk.claims();
             return free.then(|| started.saturating_add(waiting).saturating_add(limited));
         }
         if self.prefetch == 0 {

@@ -178,6 +178,9 @@ impl Consumer {
             self.waiting.push(turn, Waiting::Limited(Box::new(request)));
         } else {
             self.ready.push_back(request);
+            if let Some(autoscaler) = &mut self.autoscaler {
+                autoscaler.received(Instant::now());
+            }
         }
     }
 }
