@@ -91,6 +91,10 @@ class Hooks:
                 self.worker.state.revoked.update(fields)
             case "over":
                 self.worker.app.clock.adjust(fields["clock"])
+            case "events":
+                self.worker.consumer.event_dispatcher.switch(tasks=fields["tasks"])
+            case "neighbour":
+                self.worker.consumer.gossip.heard(fields["event"], fields["missed"])
             case "heartbeat":
                 signals.heartbeat_sent.send(sender=self.worker.consumer)
             case "listening":
@@ -120,7 +124,7 @@ class Hooks:
 
     def report(self, incident: str, envelope: str, body: bytes, pid: int | None) -> str | None:
         try:
-            return self.incidents.report(json.loads(incident), json.loads(envelope), body, pid)
+            return json.dumps(self.incidents.report(json.loads(incident), json.loads(envelope), body, pid))
         except Exception:
             logger.exception("A message could not be reported: %s", incident)
             return None

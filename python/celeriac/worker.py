@@ -24,7 +24,7 @@ from celery.utils.log import worker_logger as logger
 from celery.worker import components
 from celery.worker.consumer import Consumer
 
-from celeriac import config, hosting, ladder, zygote
+from celeriac import config, events, gossip, hosting, ladder, zygote
 from celeriac.delayed import DelayedDelivery
 from celeriac.statefile import StateFile
 
@@ -90,7 +90,6 @@ class ConsumerStandIn(hosting.Limits):
 
     hub = None
     task_consumer = None
-    gossip = None
 
     def __init__(self, worker: Worker, prefetch_count: int) -> None:
         self.app = worker.app
@@ -110,7 +109,18 @@ class ConsumerStandIn(hosting.Limits):
         self.connection_errors = self.conninfo.connection_errors
         self.channel_errors = self.conninfo.channel_errors
         self.connection: Any = None
-        self.event_dispatcher = worker.app.events.Dispatcher(hostname=worker.hostname, enabled=False)
+        self.event_dispatcher = events.Dispatcher(
+            worker.app,
+            worker.pool.calls.desk,
+            worker.hostname,
+            enabled=bool(
+                worker.task_events
+                or not worker.options.get("without_gossip")
+                or not worker.options.get("without_heartbeat")
+            ),
+            task_events=bool(worker.task_events),
+        )
+        self.gossip = gossip.Gossip(self, worker, worker.pool.calls.desk)
         self.steps: list[Any] = []
         self.blueprint = ConsumerBlueprint(steps=worker.app.steps["consumer"])
         self._worker = worker

@@ -245,7 +245,6 @@ pub const WORKER: &[Flag] = &[
         reading: Reading::Switch,
         setting: Some("worker_send_task_events"),
         help: "Send task events for monitors",
-        effect: Effect::Missing(RUN_CELERY),
         ..POOL
     },
     Flag {
@@ -325,7 +324,6 @@ pub const WORKER: &[Flag] = &[
         spellings: &["--without-gossip"],
         reading: Reading::Switch,
         help: "Do not listen to other workers' events",
-        effect: Effect::Moot("celeriac does not gossip yet"),
         ..FEATURES
     },
     Flag {
@@ -333,7 +331,6 @@ pub const WORKER: &[Flag] = &[
         spellings: &["--without-mingle"],
         reading: Reading::Switch,
         help: "Do not ask other workers for their state at start",
-        effect: Effect::Moot("celeriac does not mingle yet"),
         ..FEATURES
     },
     Flag {

@@ -3,6 +3,7 @@
 //! The start order is [`run`], read from top to bottom; the loop is in `consumer`.
 
 pub mod acks;
+mod announce;
 mod asking;
 mod consumer;
 mod continuations;
@@ -13,6 +14,7 @@ mod intake;
 mod jobs;
 mod life;
 mod link;
+mod neighbours;
 mod outcomes;
 mod panel;
 pub mod request;
@@ -21,6 +23,7 @@ pub mod revoked;
 pub mod schedule;
 pub mod shutdown;
 mod signals;
+pub mod told;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -139,5 +142,6 @@ async fn leave(consumer: &mut Consumer, mut inbox: Inbox, mut writers: JoinSet<(
             .await;
     }
     consumer.abandon();
+    consumer.announce_rest().await;
     consumer.link.close(Instant::now() + CLOSE_PATIENCE).await;
 }

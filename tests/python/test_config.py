@@ -46,7 +46,7 @@ NAMED_EXCHANGE = {
 POLICY = {
     "acks_late": False, "acks_on_failure": True, "acks_on_timeout": True, "reject_on_worker_lost": False,
     "retry_on_worker_lost": False, "time_limit": None, "soft_time_limit": None, "rate_limit": None,
-    "rate_limit_text": None, "ignore_result": False, "hosting": "native",
+    "rate_limit_text": None, "ignore_result": False, "send_events": True, "hosting": "native",
 }  # fmt: skip
 
 
@@ -322,11 +322,11 @@ app.finalize()
 
 def test_settings_without_effect_are_named_in_one_warning(tmp_path):
     (tmp_path / "proj.py").write_text(
-        "from show import app\napp.conf.worker_send_task_events = True\n"
+        "from show import app\napp.conf.broker_read_url = 'memory://other'\n"
         "from celery import signals\nfrom show import show\nsignals.celeryd_after_setup.disconnect(show)\n"
         "import celeriac.zygote\ndef stop(plan):\n    raise SystemExit(0)\nceleriac.zygote.start = stop\n"
     )
     done = finish([sys.executable, "-m", "celeriac", "-A", "proj", "worker"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Settings without effect in celeriac yet") == 1
-    assert "worker_send_task_events" in done.stderr
+    assert "broker_write_url for events" in done.stderr

@@ -30,6 +30,7 @@ struct Desk {
     queues: Vec<Queue>,
     tasks: BTreeMap<String, Option<String>>,
     did: Vec<String>,
+    events: bool,
 }
 
 impl Panel for Desk {
@@ -111,6 +112,18 @@ impl Panel for Desk {
     }
     fn shrink(&mut self, _: usize) -> Result<(), String> {
         Err(r#"ValueError("Can't shrink pool. All processes busy!")"#.to_owned())
+    }
+    fn enable_events(&mut self) -> Option<bool> {
+        Some(!std::mem::replace(&mut self.events, true))
+    }
+    fn disable_events(&mut self) -> Option<bool> {
+        Some(std::mem::replace(&mut self.events, false))
+    }
+    fn send_heartbeat(&mut self) {
+        self.did.push("heartbeat".to_owned());
+    }
+    fn elect(&mut self, id: &str, topic: &str, action: Value) {
+        self.did.push(format!("elect {id} {topic} {action}"));
     }
     fn shutdown(&mut self) {
         self.did.push("shutdown".to_owned());
@@ -229,9 +242,6 @@ fn steady(value: &mut Value) {
     }
 }
 
-/// Commands whose replies differ on purpose.
-const DIFFERENT: [&str; 4] = ["enable_events", "disable_events", "heartbeat", "election"];
-
 #[tokio::test]
 async fn every_reply_is_what_a_stock_worker_replied() {
     let cases: Vec<Value> =
@@ -242,11 +252,7 @@ async fn every_reply_is_what_a_stock_worker_replied() {
         let request = &case["request"];
         let mut ours = reply(&mut desk, request, &case["headers"]).unwrap_or(Value::Null);
         let mut theirs = case["reply"].clone();
-        let error = theirs["celery@recorded"].get("error").is_some();
-        if DIFFERENT.contains(&request["method"].as_str().unwrap()) && !error {
-            assert_ne!(ours, theirs);
-            continue;
-        }
+        // Recorded without gossip, where the original stumbles.
         if request["method"] == "election" {
             continue;
         }
@@ -277,6 +283,8 @@ async fn effects_reach_the_worker_once() {
     ask(&mut desk, "rate_limit", json!({"task_name": "tasks.add", "rate_limit": "30/m"}));
     ask(&mut desk, "time_limit", json!({"task_name": "tasks.add", "hard": 2.5}));
     ask(&mut desk, "pool_grow", json!({"n": 2}));
+    ask(&mut desk, "heartbeat", json!({}));
+    ask(&mut desk, "election", json!({"id": "e", "topic": "task", "action": {"task": "t"}}));
     let request = json!({"method": "shutdown"});
     assert_eq!(reply(&mut desk, &request, &json!({})), None);
     assert_eq!(
@@ -288,6 +296,8 @@ async fn effects_reach_the_worker_once() {
             "rate tasks.add Some(0.5) Some(\"30/m\")",
             "time tasks.add None Some(2.5)",
             "grow 2",
+            "heartbeat",
+            r#"elect e task {"task":"t"}"#,
             "shutdown",
         ]
     );

@@ -20,6 +20,7 @@ pub(crate) struct Client {
     session: Session,
     deliveries: VecDeque<Delivery>,
     controls: VecDeque<Message>,
+    pub(crate) heard: Vec<celeriac::broker::Heard>,
     forgotten: Vec<Tag>,
     remembered: Option<Vec<String>>,
 }
@@ -32,6 +33,7 @@ impl Client {
             session,
             deliveries: VecDeque::new(),
             controls: VecDeque::new(),
+            heard: Vec::new(),
             forgotten: Vec::new(),
             remembered: None,
         }
@@ -44,6 +46,7 @@ impl Client {
                 self.deliveries.extend(batch);
             }
             Event::Control(message) => self.controls.push_back(message),
+            Event::Heard(heard) => self.heard.push(heard),
             Event::Forgotten(tags) => self.forgotten.extend(tags),
             Event::Remembered(texts) => {
                 assert!(self.deliveries.is_empty(), "it comes before the first deliveries");
