@@ -268,6 +268,6 @@ pub(super) struct Subject {
 }
 
 /// As a duration; not none, or the loop would do nothing else.
-fn seconds(interval: f64) -> Duration {
+pub(super) fn seconds(interval: f64) -> Duration {
     Duration::try_from_secs_f64(interval.max(0.1)).unwrap_or(Duration::MAX)
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::announce::seconds;
 use super::asking::{Asked, JSON};
 use super::consumer::Consumer;
 use super::hooks::Notice;
@@ -78,6 +79,8 @@ impl Consumer {
         let mingle = Mingle::new(&self.config.hostname);
         let control = self.config.control.as_ref();
         let expires = control.and_then(|control| control.queue_expires).unwrap_or(10.0);
+        // RabbitMQ takes whole numbers only.
+        let expires = u64::try_from(seconds(expires).as_millis()).unwrap_or(u64::MAX);
         let pidbox = format!("{}.pidbox", control.map_or("celery", |control| control.exchange.as_str()));
         let exchange = Exchange {
             name: ANSWERS.to_owned(),
@@ -94,7 +97,7 @@ impl Consumer {
             auto_delete: true,
             no_ack: true,
             bindings: vec![Binding { exchange, routing_key, arguments: Map::new() }],
-            arguments: Map::from_iter([("x-expires".to_owned(), json!((expires * 1000.0).round()))]),
+            arguments: Map::from_iter([("x-expires".to_owned(), json!(expires))]),
             ..Queue::named(&mingle.queue(ANSWERS))
         };
         self.link.send(Command::Listen(Box::new(queue)));

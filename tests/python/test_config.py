@@ -1,6 +1,7 @@
 """The configuration that the core is given, from apps of three kinds, field by field."""
 
 import json
+import platform
 import sys
 
 import celery
@@ -60,8 +61,13 @@ def test_the_defaults_are_celery_s(plain):
     assert control["serializer"] == "json"
     # What `inspect active_queues` shows is kombu's own.
     assert plain["queues"][0].pop("shown")["exchange"]["name"] == "celery"
+    cluster = plain.pop("cluster")
+    heard = cluster["gossip"]
+    assert cluster["mingle"] is True
+    assert (heard["name"], heard["bindings"][0]["routing_key"]) == ("celeryev", "worker.#")
+    assert heard["arguments"] == {"x-expires": 60000, "x-message-ttl": 5000}
     # RabbitMQ 4.3 forbids queues that are neither.
-    assert control["queue_exclusive"] is (celery.VERSION >= (5, 7))
+    assert control["queue_exclusive"] is heard["exclusive"] is (celery.VERSION >= (5, 7))
     assert plain == {
         "hostname": "w@h",
         "broker": {
@@ -122,7 +128,16 @@ def test_the_defaults_are_celery_s(plain):
             "hup_restarts": True,
             "cancel_on_connection_loss": False,
         },
-        "heartbeat": None,
+        "heartbeat": 2.0,
+        "heartbeat_signal": False,
+        "events": {
+            "enabled": True,
+            "task_events": False,
+            "exchange": "celeryev",
+            "exchange_type": "topic",
+            "serializer": "json",
+            "software": {"sw_ident": "py-celery", "sw_ver": celery.__version__, "sw_sys": platform.system()},
+        },
         "lines": {"format": "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s", "path": None},
         "log_info": False,
         "log_debug": False,
