@@ -252,7 +252,7 @@ impl Consumer {
         let heartbeat = Heartbeat {
             freq,
             active: self.jobs.active().count() + self.desk.running(),
-            processed: self.totals.values().sum(),
+            processed: self.counts.totals().map(|(_, count)| count).sum(),
             loadavg: heartbeat::load_average(),
             software: &software,
         };

@@ -193,6 +193,7 @@ impl Bench {
 
 pub(crate) fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
     Config {
+        app_has_stats: false,
         hostname: "celery@tests".to_owned(),
         broker: BrokerConfig {
             urls: vec![url],
@@ -233,6 +234,10 @@ pub(crate) fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
         events: None,
         cluster: ClusterConfig::default(),
         lines: None,
+        log_tasks: false,
+        http: None,
+        rungs: Vec::new(),
+        rung_tasks: Vec::new(),
         log_info: true,
         log_debug: false,
     }
