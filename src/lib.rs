@@ -36,6 +36,7 @@
 //!   broker's word that it has the continuation. A crash repeats work, it never loses it.
 //! - What a worker holds on Redis it keeps alive; what a dead worker held comes back in seconds.
 //! - A lost connection leaves nothing behind but the bookkeeping of deliveries; outcomes wait for the next.
+//! - No task waits for an event: what the broker does not take is bounded, then dropped and counted.
 //! - Whatever arrives on a queue gets one log line and one settlement; wire data cannot panic.
 //! - A [`broker::Handle`] settles its delivery once. Dropped unsettled, it logs a bug and leaves the message to the
 //!   broker.
@@ -48,8 +49,9 @@
 //! | [`broker`] | the trait, sessions, topology, the failover list; `redis`, `amqp`, `filesystem`, `memory` |
 //! | [`backend`] | the trait and the result backends |
 //! | [`pool`] | slots, frames (`ipc`), children and the zygote's end (`processes`), when they are worn out (`wear`, `memory`) |
-//! | [`worker`] | the loop (`consumer`; `intake`, `outcomes`, `continuations`, `life`), its link to the broker, dispatch, acks, schedule, autoscale, stopping |
-//! | [`control`], [`cluster`] | remote control as a table of commands; the logical clock |
+//! | [`worker`] | the loop (`consumer`; `intake`, `outcomes`, `continuations`, `life`), its link to the broker, dispatch, acks, which events are told when, neighbours, schedule, autoscale, stopping |
+//! | [`control`] | remote control as a table of commands |
+//! | [`cluster`] | the logical clock; events and heartbeats; mingle and gossip, as state without I/O |
 //! | [`native`] | tasks as async Rust functions, and the worker that runs them without Python |
 //! | [`cli`] | the command line as a table of flags |
 //! | [`logging`] | the line of a received task, where Python's logging need not see it |

@@ -45,11 +45,6 @@ DEFAULT_REQUEST = "celery.worker.request:Request"
 #: Whether messages of a task go through objects of the app's own in the parent process (`celeriac.hosting`).
 Hosting = Literal["native", "request", "strategy"]
 
-#: Settings whose effect does not exist yet and whose loss breaks no task: one warning at start names them.
-WITHOUT_EFFECT = {
-    "worker_send_task_events": "no events are sent",
-}
-
 
 class Refused(ImproperlyConfigured, click.ClickException):  # type: ignore[misc]
     """The app or the command line asks for what celeriac cannot do. Exit status 2, like other usage
@@ -344,9 +339,11 @@ def refused_queues(worker: Worker) -> list[str]:
 
 
 def settings_without_effect(worker: Worker) -> list[str]:
-    """Settings of the app that do nothing yet, in words for a warning."""
+    """Settings whose effect does not exist yet and whose loss breaks no task, in words for one warning at start."""
     conf = worker.app.conf
-    return [f"{name} ({why})" for name, why in WITHOUT_EFFECT.items() if conf.get(name)]
+    if conf.broker_write_url == conf.broker_read_url:
+        return []
+    return ["broker_write_url for events (they go to broker_read_url, which the supervisor is connected to)"]
 
 
 def name_of(thing: Any) -> str:

@@ -31,7 +31,7 @@ from celery.worker.consumer import Consumer
 from kombu.common import ignore_errors
 from kombu.utils.imports import symbol_by_name
 
-from celeriac import config, consumers, hosting, json_lines, ladder, terminal, zygote
+from celeriac import config, consumers, events, gossip, hosting, json_lines, ladder, terminal, zygote
 from celeriac.beat import EmbeddedBeat
 from celeriac.delayed import DelayedDelivery
 from celeriac.pooling import AutoscalerStep, PoolStandIn
@@ -54,7 +54,6 @@ class ConsumerStandIn(hosting.Limits):
     """What boot steps and the receivers of `worker_ready` see as the consumer."""
 
     hub = None
-    gossip = None
 
     def __init__(self, worker: Worker, prefetch_count: int) -> None:
         self.app = worker.app
@@ -76,7 +75,18 @@ class ConsumerStandIn(hosting.Limits):
         self.channel_errors = self.conninfo.channel_errors
         self._connection: Any = None
         self._of_thread = threading.local()
-        self.event_dispatcher = worker.app.events.Dispatcher(hostname=worker.hostname, enabled=False)
+        self.event_dispatcher = events.Dispatcher(
+            worker.app,
+            worker.pool.calls.desk,
+            worker.hostname,
+            enabled=bool(
+                worker.task_events
+                or not worker.options.get("without_gossip")
+                or not worker.options.get("without_heartbeat")
+            ),
+            task_events=bool(worker.task_events),
+        )
+        self.gossip = gossip.Gossip(self, worker, worker.pool.calls.desk)
         self.steps: list[Any] = []
         self.blueprint = ConsumerBlueprint(steps=worker.app.steps["consumer"])
         self._worker = worker

@@ -249,7 +249,6 @@ pub const WORKER: &[Flag] = &[
         reading: Reading::Switch,
         setting: Some("worker_send_task_events"),
         help: "Send task events for monitors",
-        effect: Effect::Missing(RUN_CELERY),
         ..POOL
     },
     Flag {
@@ -329,7 +328,6 @@ pub const WORKER: &[Flag] = &[
         spellings: &["--without-gossip"],
         reading: Reading::Switch,
         help: "Do not listen to other workers' events",
-        effect: Effect::Moot("celeriac does not gossip yet"),
         ..FEATURES
     },
     Flag {
@@ -337,7 +335,6 @@ pub const WORKER: &[Flag] = &[
         spellings: &["--without-mingle"],
         reading: Reading::Switch,
         help: "Do not ask other workers for their state at start",
-        effect: Effect::Moot("celeriac does not mingle yet"),
         ..FEATURES
     },
     Flag {

@@ -95,9 +95,9 @@ pub const COMMANDS: &[Command] = &[
     row("pool_shrink", None, Control, &[], Any, pool_shrink),
     row("pool_restart", None, Control, &[], Any, ask),
     row("autoscale", None, Control, &[], Only(&["max", "min"]), autoscale),
-    row("enable_events", None, Control, &[], NONE, no_events),
-    row("disable_events", None, Control, &[], NONE, no_events),
-    row("heartbeat", None, Control, &[], NONE, no_events),
+    row("enable_events", None, Control, &[], NONE, enable_events),
+    row("disable_events", None, Control, &[], NONE, disable_events),
+    row("heartbeat", None, Control, &[], NONE, heartbeat),
     row("election", None, Control, &["id", "topic"], Any, election),
     row("shutdown", None, Control, &[], Any, shutdown),
 ];
@@ -652,12 +652,39 @@ fn autoscale(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     }
 }
 
-fn no_events(_: &Map<String, Value>, _: &mut dyn Panel) -> Answer {
-    nok("this version of celeriac does not send events yet")
+fn enable_events(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+    match panel.enable_events() {
+        None => nok("event dispatcher unavailable"),
+        Some(false) => ok("task events already enabled"),
+        Some(true) => {
+            tracing::info!(target: LOGGER, "Events of group {{task}} enabled by remote.");
+            ok("task events enabled")
+        }
+    }
 }
 
-/// As a worker without gossip: nothing happens.
-fn election(_: &Map<String, Value>, _: &mut dyn Panel) -> Answer {
+fn disable_events(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+    match panel.disable_events() {
+        None => nok("event dispatcher unavailable"),
+        Some(false) => ok("task events already disabled"),
+        Some(true) => {
+            tracing::info!(target: LOGGER, "Events of group {{task}} disabled by remote.");
+            ok("task events disabled")
+        }
+    }
+}
+
+fn heartbeat(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+    tracing::debug!(target: LOGGER, "Heartbeat requested by remote.");
+    panel.send_heartbeat();
+    Answer::Reply(Value::Null)
+}
+
+fn election(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+    let (Some(id), Some(topic)) = (text(arguments, "id"), text(arguments, "topic")) else {
+        return Answer::Raised("TypeError('id and topic must be texts')".to_owned());
+    };
+    panel.elect(id, topic, arguments.get("action").cloned().unwrap_or(Value::Null));
     Answer::Reply(Value::Null)
 }
 

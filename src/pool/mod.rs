@@ -46,7 +46,7 @@ pub struct Job {
     pub content_type: String,
     /// Encoding of the body.
     pub content_encoding: String,
-    /// Whether the broker is told at [`Event::Accepted`]; the child then reports it at once.
+    /// Whether the child says when it begins ([`Event::Accepted`]): the broker is told then, or monitors are.
     pub acks_early: bool,
     /// What the body is.
     pub work: Work,

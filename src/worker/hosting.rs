@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
 use serde::Serialize;
+use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -42,6 +43,22 @@ pub enum Order {
     },
     /// Runs a call in the pool.
     Call(Call),
+    /// Calls an election.
+    Elect {
+        /// Names it.
+        id: String,
+        /// What kind of thing is to be done.
+        topic: String,
+        /// What is to be done.
+        action: Value,
+    },
+    /// Sends an event.
+    Event {
+        /// Its type.
+        kind: String,
+        /// Its fields.
+        fields: Map<String, Value>,
+    },
     /// Kills the child that runs a call.
     Terminate {
         /// Which call.
@@ -384,6 +401,8 @@ impl Consumer {
                 }
                 self.desk.release(ticket);
             }
+            Order::Elect { id, topic, action } => self.call_election(&id, &topic, action),
+            Order::Event { kind, fields } => self.tell_event(&kind, &fields),
             // As a pool that is closed: what has not started is given back.
             Order::Call(_) if self.shutdown.phase > Phase::Running => {}
             Order::Call(call) => {

@@ -122,7 +122,7 @@ def test_the_app_behind_the_command_is_refused_with_a_hint():
 
 
 MISSING = [
-    (["-E"], "--task-events"),
+    (["--pool-start-method", "spawn"], "--pool-start-method spawn"),
 ]
 # At the other door the original patches the process for these before it asks anybody.
 MISSING_POOLS = [(["-P", "gevent"], "--pool gevent"), (["-P", "eventlet"], "--pool eventlet")]
