@@ -49,11 +49,19 @@ impl Stats {
             "prefork" => "celery.concurrency.prefork:TaskPool",
             "threads" => "celery.concurrency.thread:TaskPool",
             "solo" => "celery.concurrency.solo:TaskPool",
+            "gevent" => "celery.concurrency.gevent:TaskPool",
+            "eventlet" => "celery.concurrency.eventlet:TaskPool",
             other => other,
         };
+        let threads = (pool.name == "eventlet").then(|| {
+            json!({
+                "free-threads": pool.capacity.saturating_sub(pool.active),
+                "running-threads": pool.active,
+            })
+        });
         let average = self.pool.writes as f64 / pool.capacity.max(1) as f64;
         let seconds = |limit: Option<f64>| limit.map_or(json!(0), |limit| json!(limit));
-        json!({
+        let mut shown = json!({
             "total": self.total,
             "pid": std::process::id(),
             "clock": clock.to_string(),
@@ -77,7 +85,11 @@ impl Stats {
             "broker": self.broker,
             "prefetch_count": self.prefetch_count,
             "rusage": rusage(),
-        })
+        });
+        if let (Some(Value::Object(threads)), Some(figures)) = (threads, shown["pool"].as_object_mut()) {
+            figures.extend(threads);
+        }
+        shown
     }
 }
 
