@@ -24,7 +24,7 @@ from celery.utils.log import worker_logger as logger
 from celery.worker import components
 from celery.worker.consumer import Consumer
 
-from celeriac import config, hosting, ladder, zygote
+from celeriac import config, green, hosting, ladder, zygote
 from celeriac.delayed import DelayedDelivery
 from celeriac.statefile import StateFile
 
@@ -46,6 +46,7 @@ class PoolStandIn:
 
     def __init__(self, worker: Worker) -> None:
         self.app = worker.app
+        self.task_join_will_block = worker.pool_cls.task_join_will_block
         self.limit: int = worker.concurrency
         #: Process ids of the children, kept by the bridge.
         self.pids: list[int] = []
@@ -278,7 +279,24 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         """First thing: options that cannot be served are refused before anything of the app is asked."""
         self.early_signals = []
         self.refuse(ladder.refused_options(kwargs))
+        self._prepare_for_greenlets(kwargs.get("pool") or kwargs.get("pool_cls") or self.app.conf.worker_pool)
         super().on_before_init(**kwargs)
+
+    def _prepare_for_greenlets(self, pool: Any) -> None:
+        """A pool of greenlets needs a command line that its child can go through once more."""
+        kind = pool if pool in green.KINDS else ladder.pool_kind(pool)
+        if kind not in green.KINDS or green.line is not None:
+            return
+        if green.is_celery():
+            # The settings have chosen it. Privileges are dropped by now, and the terminal is left.
+            os.environ[green.DETACHED] = str(os.getpid())
+            green.start_again()
+        self.refuse(
+            [
+                f"the pool {kind} needs a child that finds the app as this process did, which only a command can be "
+                "asked for: start the worker with `celeriac -A … worker` or `celery -A … worker`, or use -P threads."
+            ]
+        )
 
     def should_use_eventloop(self) -> bool:
         """Boot steps get Celery's threaded timer: there is no kombu event loop."""

@@ -232,11 +232,10 @@ pub const WORKER: &[Flag] = &[
         reading: Reading::Choice(POOLS),
         setting: Some("worker_pool"),
         help: "Kind of pool [default: prefork]",
-        effect: Effect::Partly(&[
-            ("eventlet", "use `-P threads`, or run `celery worker` without CELERIAC"),
-            ("gevent", "use `-P threads`, or run `celery worker` without CELERIAC"),
-            ("custom", RUN_CELERY),
-        ]),
+        effect: Effect::Partly(&[(
+            "custom",
+            "use prefork, threads, solo, gevent or eventlet, or run `celery worker` without CELERIAC for this one",
+        )]),
         ..POOL
     },
     Flag {

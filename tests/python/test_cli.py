@@ -126,14 +126,11 @@ MISSING = [
     (["-E"], "--task-events"),
     (["--autoscale", "4,1"], "--autoscale"),
 ]
-# At the other door the original patches the process for these before it asks anybody.
-MISSING_POOLS = [(["-P", "gevent"], "--pool gevent"), (["-P", "eventlet"], "--pool eventlet")]
 
 
 @pytest.mark.parametrize(
     ("program", "options", "named"),
-    [(program, *line) for program in ("celeriac", "celery") for line in MISSING]
-    + [("celeriac", *line) for line in MISSING_POOLS],
+    [(program, *line) for program in ("celeriac", "celery") for line in MISSING],
     ids=str,
 )
 def test_what_has_no_effect_yet_is_refused_at_both_doors(program, options, named):

@@ -295,7 +295,6 @@ print(config.broker_urls(app))
         ),
         ("app.conf.worker_consumer = 'my.module:Consumer'", "worker_consumer is my.module:Consumer"),
         ("app.conf.worker_pool = 'celery.concurrency.base:BasePool'", "celery.concurrency.base:BasePool"),
-        ("app.conf.worker_pool = 'gevent'", "worker_pool is gevent"),
         ("app.steps['consumer'].add(Eater)", "Eater consumes messages of its own"),
     ],
 )
