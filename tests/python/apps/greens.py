@@ -72,6 +72,24 @@ def total(numbers):
     return sum(numbers)
 
 
+@app.task(name="fail")
+def fail(text="no"):
+    raise ValueError(text)
+
+
+# Not at once: a task that comes again may end before the first try has stored that it is to come again.
+@app.task(name="retry_once", bind=True, max_retries=2)
+def retry_once(self):
+    if self.request.retries < 1:
+        raise self.retry(countdown=2, exc=ConnectionError("busy"))
+    return self.request.retries
+
+
+@app.task(name="retry_in_vain", bind=True, max_retries=1)
+def retry_in_vain(self):
+    raise self.retry(countdown=2, exc=ConnectionError("always busy"))
+
+
 @app.task(name="progress", bind=True)
 def progress(self, steps):
     for step in range(steps):
@@ -83,6 +101,23 @@ def progress(self, steps):
 def sends(number):
     """Sends another and waits for it, which pools of greenlets allow."""
     return add.delay(number, 1).get(timeout=60)
+
+
+@app.task(name="threaded", bind=True)
+def threaded(self):
+    """Stores a state from a real thread, as code does that leaves blocking calls to one."""
+    if "gevent" in sys.modules:
+        import gevent
+
+        run = gevent.get_hub().threadpool.apply
+    else:
+        from eventlet import tpool
+
+        run = tpool.execute
+    # Which is local to the greenlet.
+    task_id = self.request.id
+    run(lambda: app.backend.store_result(task_id, {"by": "thread"}, "PROGRESS"))
+    return app.backend.get_task_meta(task_id, cache=False)["result"]
 
 
 @app.task(name="lasts", bind=True)
