@@ -23,8 +23,9 @@ from celery.exceptions import WorkerShutdown
 from celery.utils.log import get_logger
 from greenlet import GreenletExit
 
-from celeriac import backends, child, cli, seam
+from celeriac import backends, child, cli, json_lines, seam
 from celeriac._core import ChildPipe
+from celeriac.worker import OWN_VARIABLES
 from celeriac.zygote import Plan
 
 logger = get_logger("celery.pool")
@@ -61,6 +62,18 @@ class ChildWorker(apps_worker.Worker):  # type: ignore[misc]
     def should_use_eventloop(self) -> bool:
         """There is no kombu event loop."""
         return False
+
+    def on_before_init(self, log_format: str | None = None, **kwargs: Any) -> None:
+        """Lines are written as the supervisor writes them."""
+        self.log_format = log_format or os.environ.get(OWN_VARIABLES["log_format"])
+        super().on_before_init(**kwargs)
+
+    def setup_logging(self, colorize: bool | None = None) -> Any:
+        """Celery's own, with a formatter of ours where that is asked for."""
+        if self.log_format != "json":
+            return super().setup_logging(colorize)
+        json_lines.install(self.app.log)
+        return super().setup_logging(False)
 
     def on_start(self) -> None:
         """Celery's start-up, then the work."""

@@ -1,12 +1,13 @@
 """The second door: `celery worker` itself, for every unit file and chart that already says so.
 
 The `celery` command imports each entry point of the group `celery.commands` before it runs anything, this
-module among them. With ``CELERIAC=1`` in the environment it makes `Celery.Worker` ours; without it nothing is
-changed.
+module among them. With ``CELERIAC=1`` in the environment it makes `Celery.Worker` ours and adds our options to
+Celery's `worker` command; without it nothing is changed.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from typing import Any
@@ -15,7 +16,7 @@ import click
 from celery import Celery
 from kombu.utils.objects import cached_property
 
-from celeriac import green
+from celeriac import _core, green
 
 SWITCH = "CELERIAC"
 
@@ -35,6 +36,26 @@ def install(worker: str = "celeriac.worker:Worker") -> None:
     door = cached_property(worker_class)
     door.__set_name__(Celery, "Worker")
     Celery.Worker = door
+    _add_options()
+
+
+def _add_options() -> None:
+    """Gives Celery's `worker` command the options that it does not have (`src/cli/flags.rs`); the worker checks
+    their values."""
+    from celery.bin.base import CeleryOption
+    from celery.bin.worker import worker
+
+    known = {param.name for param in worker.params}
+    worker.params += [
+        CeleryOption(
+            [*option["spellings"], option["name"]],
+            envvar=option["env"],
+            help=option["help"],
+            help_group=option["heading"],
+        )
+        for option in json.loads(_core.own_options())
+        if option["name"] not in known
+    ]
 
 
 if is_on():

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::ipc::FromChild;
 use super::process::Link;
 use super::zygote::{Number, human_status};
-use super::{Event, Interrupt, Job, JobId, Outcome, SlotId, StoreId};
+use super::{Event, Gone, Interrupt, Job, JobId, Outcome, SlotId, StoreId};
 
 /// When a child is replaced after a task.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,6 +51,8 @@ struct Child {
     /// Signals that the zygote has not yet confirmed. While there are any no job is given out: a soft limit
     /// must never reach the task after the one it was meant for.
     signals: u32,
+    /// Why it leaves, where it was not told to for good.
+    gone: Option<Gone>,
     /// The child is being killed: how its jobs end.
     doom: Option<Outcome>,
     kill_at: Option<Instant>,
@@ -72,6 +74,14 @@ pub(super) enum Leave {
     Stop,
     /// It is worn out and will be replaced.
     Recycle,
+}
+
+/// Why a child ends that is being killed.
+fn doomed(child: &Child) -> Option<Gone> {
+    child.doom.as_ref().map(|doom| match doom {
+        Outcome::TimedOut { .. } => Gone::TimeLimit,
+        _ => Gone::Terminated,
+    })
 }
 
 /// The pool's books.
@@ -138,6 +148,7 @@ impl Slots {
                 last: None,
                 ended: 0,
                 signals: 0,
+                gone: None,
                 doom: None,
                 kill_at: None,
             },
@@ -280,6 +291,12 @@ impl Slots {
             return;
         }
         if lost || worn || child.doom.is_some() {
+            child.gone = Some(match doomed(child) {
+                Some(gone) => gone,
+                None if lost => Gone::Lost,
+                None if heavy => Gone::Memory,
+                None => Gone::Tasks,
+            });
             self.leave(index, Leave::Recycle);
         } else if child.signals == 0 {
             self.free(slot);
@@ -311,6 +328,7 @@ impl Slots {
         let Some(child) = self.child(index, number) else { return };
         if child.phase == Phase::Leaving && std::mem::take(&mut child.announced) {
             events.extend(slots.map(|slot| Event::Down { slot }));
+            events.extend(child.gone.map(Event::Gone));
         }
     }
 
@@ -380,6 +398,13 @@ impl Slots {
         let Some(child) = self.children.remove(&index) else { return false };
         let slots = self.slots(index);
         self.idle.retain(|slot| !slots.contains(slot));
+        let gone = match child.phase {
+            Phase::Starting if self.deadline.is_none() => Some(Gone::Stillborn),
+            Phase::Up if self.deadline.is_none() => doomed(&child).or(Some(Gone::Lost)),
+            // Told of when it began to leave.
+            Phase::Leaving if !child.announced => None,
+            Phase::Starting | Phase::Up | Phase::Leaving => child.gone.or(doomed(&child)),
+        };
         let status = human_status(code);
         for job in child.lanes.into_iter().flatten() {
             self.jobs.remove(&job.id);
@@ -400,6 +425,7 @@ impl Slots {
         if child.announced {
             events.extend(slots.map(|slot| Event::Down { slot }));
         }
+        events.extend(gone.map(Event::Gone));
         child.phase == Phase::Starting
     }
 
