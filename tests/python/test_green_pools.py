@@ -413,3 +413,14 @@ def test_processes_is_prefork(stage_on):
     stage = stage_on("celeriac")
     start(stage, "-P", "processes", app="greens")
     assert answer(stage, "stats")["pool"]["implementation"] == "celery.concurrency.prefork:TaskPool"
+
+
+@on_each
+def test_the_child_writes_its_lines_in_the_format_that_was_asked_for(stage_on, pool):
+    stage = stage_on("celeriac")
+    worker = serve(stage, pool, env={"CELERIAC_LOG_FORMAT": "json"})
+    result = stage.send("add", 1, 1)
+    assert result.get(timeout=30) == 2
+    until(
+        lambda: any("succeeded" in line and line.startswith("{") for line in worker.log.splitlines()), worker.describe
+    )
