@@ -68,6 +68,14 @@
 //! start, per app (python/celeriac/ladder.py), and `celeriac -A proj doctor` shows it with its reason. Tasks run
 //! through Celery's tracer, looked up by attribute, so that integrations that replace it work.
 //!
+//! # Pools of greenlets
+//!
+//! gevent and eventlet patch Python before anything is imported, and a patched supervisor would wait for greenlets that
+//! it never runs. So the zygote's fork becomes a new interpreter (python/celeriac/green.py) that patches, goes through
+//! the supervisor's command line once more to find the app just so, and serves all slots over the one socket
+//! (python/celeriac/greenlets.py): a greenlet reads frames, every job has its own. The pipe never waits in their thread
+//! (src/python/green.rs). A process that was patched before it is asked becomes `python -m celeriac`.
+//!
 //! # What follows a task
 //!
 //! Celery's tracer calls `apply_async` of the next step. Where the ladder allows, a lane has put a step of ours in its

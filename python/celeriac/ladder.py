@@ -35,7 +35,12 @@ POOLS = {
     "celery.concurrency.prefork:TaskPool": "prefork",
     "celery.concurrency.thread:TaskPool": "threads",
     "celery.concurrency.solo:TaskPool": "solo",
+    "celery.concurrency.gevent:TaskPool": "gevent",
+    "celery.concurrency.eventlet:TaskPool": "eventlet",
 }
+
+#: What an app with a pool of its own may use instead.
+OTHER_POOLS = "use prefork, threads, solo, gevent or eventlet"
 
 DEFAULT_CONSUMER = "celery.worker.consumer:Consumer"
 DEFAULT_AUTOSCALER = "celery.worker.autoscale:Autoscaler"
@@ -222,14 +227,6 @@ def refused_options(options: Mapping[str, Any]) -> list[str]:
     return [reason] if reason else []
 
 
-def refused_pool_setting(app: Celery) -> list[str]:
-    """A green pool in the settings, asked before anybody imports it."""
-    pool = app.conf.worker_pool
-    if pool in ("gevent", "eventlet"):
-        return [f"worker_pool is {pool}, which is not supported by celeriac yet: use threads, or {RUN_CELERY}."]
-    return []
-
-
 def refused_app(worker: Worker) -> list[str]:
     """What the app has that celeriac cannot host, each with what to do."""
     return [
@@ -241,7 +238,7 @@ def refused_app(worker: Worker) -> list[str]:
 
 
 def pool_kind(pool_class: Any) -> str | None:
-    """`prefork`, `threads` or `solo`; none for a pool that is not ours."""
+    """The name of a pool that we have an equal of; none for others."""
     if isinstance(pool_class, str):
         return POOLS.get(pool_class)
     return POOLS.get(f"{pool_class.__module__}:{pool_class.__qualname__}")
@@ -250,7 +247,7 @@ def pool_kind(pool_class: Any) -> str | None:
 def _refused_settings(worker: Worker) -> Iterator[str]:
     conf = worker.app.conf
     if pool_kind(worker.pool_cls) is None:
-        yield f"the pool {name_of(worker.pool_cls)} is not prefork, threads or solo: {RUN_CELERY}."
+        yield f"the pool {name_of(worker.pool_cls)} is not one of celeriac's: {OTHER_POOLS}, or {RUN_CELERY}."
     if name_of(worker.consumer_cls) != DEFAULT_CONSUMER:
         yield f"worker_consumer is {name_of(worker.consumer_cls)}, which celeriac does not run: {RUN_CELERY}."
     if worker.timer_cls and not _has_thread(worker.timer_cls):

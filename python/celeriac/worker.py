@@ -31,7 +31,7 @@ from celery.worker.consumer import Consumer
 from kombu.common import ignore_errors
 from kombu.utils.imports import symbol_by_name
 
-from celeriac import config, consumers, events, gossip, hosting, json_lines, ladder, terminal, zygote
+from celeriac import config, consumers, events, gossip, green, hosting, json_lines, ladder, terminal, zygote
 from celeriac.beat import EmbeddedBeat
 from celeriac.delayed import DelayedDelivery
 from celeriac.pooling import AutoscalerStep, PoolStandIn
@@ -364,6 +364,7 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         self.early_signals = []
         own = {name: kwargs.get(name) or os.environ.get(variable) or None for name, variable in OWN_VARIABLES.items()}
         self.refuse(ladder.refused_options({**kwargs, **own}))
+        self._prepare_for_greenlets(kwargs.get("pool") or kwargs.get("pool_cls") or self.app.conf.worker_pool)
         self.http = own["http"]
         self.log_format = own["log_format"] or self.log_format
         with json_lines.early() if self.log_format == "json" else contextlib.nullcontext():
@@ -395,6 +396,22 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
             logger.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, str(message), (), None))
         else:
             terminal.say(message, stream)
+
+    def _prepare_for_greenlets(self, pool: Any) -> None:
+        """A pool of greenlets needs a command line that its child can go through once more."""
+        kind = pool if pool in green.KINDS else ladder.pool_kind(pool)
+        if kind not in green.KINDS or green.line is not None:
+            return
+        if green.is_celery():
+            # The settings have chosen it. Privileges are dropped by now, and the terminal is left.
+            os.environ[green.DETACHED] = str(os.getpid())
+            green.start_again()
+        self.refuse(
+            [
+                f"the pool {kind} needs a child that finds the app as this process did, which only a command can be "
+                "asked for: start the worker with `celeriac -A … worker` or `celery -A … worker`, or use -P threads."
+            ]
+        )
 
     def should_use_eventloop(self) -> bool:
         """Boot steps get Celery's threaded timer: there is no kombu event loop."""

@@ -37,6 +37,13 @@ pub enum ToChild {
         /// The answer.
         counted: Counted,
     },
+    /// End this job, in a child of greenlets: it has passed this hard limit or, without one, was revoked or cancelled.
+    Interrupt {
+        /// Which.
+        job: JobId,
+        /// The limit, seconds.
+        limit: Option<f64>,
+    },
     /// Leave through the exit hooks.
     Stop,
     /// The same, to be replaced: exit status 155.
@@ -153,6 +160,12 @@ impl ToChild {
                 }
                 out.put_u8(u8::from(counted.sends));
             }
+            Self::Interrupt { job, limit } => {
+                out.put_u8(6);
+                out.put_u64_le(*job);
+                out.put_u8(u8::from(limit.is_some()));
+                out.put_f64_le(limit.unwrap_or_default());
+            }
         });
     }
 
@@ -198,6 +211,7 @@ impl ToChild {
                     sends: fields.u8()? != 0,
                 },
             },
+            6 => Self::Interrupt { job: fields.u64()?, limit: fields.optional(Fields::f64)? },
             kind => return Err(FrameError::Kind(kind)),
         })
     }
@@ -640,6 +654,18 @@ mod tests {
         match there_and_back(&FromChild::Answered { job: 9, value: value.clone() }) {
             FromChild::Answered { job: 9, value: back } => assert_eq!(back, value),
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_job_that_is_asked_for_survives_the_pipe() {
+        for asked in [None, Some(2.5)] {
+            let mut buffer = BytesMut::new();
+            ToChild::Interrupt { job: 9, limit: asked }.encode(&mut buffer);
+            match ToChild::decode(split(&mut buffer).unwrap().unwrap()).unwrap() {
+                ToChild::Interrupt { job: 9, limit } => assert_eq!(limit, asked),
+                other => panic!("{other:?}"),
+            }
         }
     }
 

@@ -29,6 +29,8 @@ use crate::error::Error;
 const HARD_GRACE: Duration = Duration::from_millis(100);
 /// Between the signal of a terminated task and KILL: its `finally` blocks run.
 const TERMINATE_GRACE: Duration = Duration::from_secs(5);
+/// A child that starts anew imports the app before it is up, which may be as slow as the start of a worker.
+const IMPORTING: Duration = Duration::from_secs(300);
 /// A place that has failed so often in a row, half a minute with the waits between, will go on failing.
 const FAILURES: u32 = 12;
 
@@ -56,7 +58,7 @@ impl Shared {
     pub(super) fn process_name(&self, number: Number) -> String {
         match self.kind {
             Kind::Prefork => format!("ForkPoolWorker-{number}"),
-            Kind::Threads | Kind::Solo => "MainProcess".to_owned(),
+            Kind::Threads | Kind::Solo | Kind::Gevent | Kind::Eventlet => "MainProcess".to_owned(),
         }
     }
 
@@ -117,12 +119,15 @@ pub fn start(config: &PoolConfig, zygote: ZygoteHandle, tracker: &TaskTracker) -
         "prefork" => (Kind::Prefork, config.concurrency, 1),
         "threads" => (Kind::Threads, 1, config.concurrency.max(1)),
         "solo" => (Kind::Solo, 1, 1),
+        "gevent" => (Kind::Gevent, 1, config.concurrency.max(1)),
+        "eventlet" => (Kind::Eventlet, 1, config.concurrency.max(1)),
         other => return Err(Error::Config(format!("worker_pool {other:?} is not run in processes"))),
     };
     let wear = match kind {
         Kind::Prefork => Wear { tasks: config.max_tasks_per_child, memory: config.max_memory_per_child },
-        Kind::Threads | Kind::Solo => Wear::default(),
+        Kind::Threads | Kind::Solo | Kind::Gevent | Kind::Eventlet => Wear::default(),
     };
+    let up_within = Duration::from_secs_f64(config.proc_alive_timeout.clamp(0.1, 86_400.0));
     let (commands, inbox) = mpsc::unbounded_channel();
     let (sender, events) = mpsc::channel(EVENT_CAPACITY);
     let (grow, growth) = mpsc::unbounded_channel();
@@ -130,7 +135,7 @@ pub fn start(config: &PoolConfig, zygote: ZygoteHandle, tracker: &TaskTracker) -
         slots: Mutex::new(Slots::new(places, lanes, wear)),
         commands,
         stopping: CancellationToken::new(),
-        up_within: Duration::from_secs_f64(config.proc_alive_timeout.clamp(0.1, 86_400.0)),
+        up_within: if kind.is_green() { up_within.max(IMPORTING) } else { up_within },
         numbers: AtomicU32::new(0),
         lived: AtomicBool::new(false),
         trouble: Mutex::new(None),
@@ -162,6 +167,15 @@ enum Kind {
     Prefork,
     Threads,
     Solo,
+    Gevent,
+    Eventlet,
+}
+
+impl Kind {
+    /// Whether tasks are greenlets of one child.
+    fn is_green(self) -> bool {
+        matches!(self, Self::Gevent | Self::Eventlet)
+    }
 }
 
 /// Owns the zygote and the tasks of all places.
@@ -266,11 +280,22 @@ impl Pool for Processes {
             Kind::Prefork => "prefork",
             Kind::Threads => "threads",
             Kind::Solo => "solo",
+            Kind::Gevent => "gevent",
+            Kind::Eventlet => "eventlet",
         }
     }
 
     fn interrupts(&self) -> bool {
-        self.kind == Kind::Prefork
+        self.kind == Kind::Prefork || self.kind.is_green()
+    }
+
+    fn limits(&self, (hard, soft): (Option<f64>, Option<f64>)) -> (Option<f64>, Option<f64>) {
+        // As in Celery: greenlets know no soft limit, those of eventlet none at all.
+        match self.kind {
+            Kind::Prefork => (hard, soft),
+            Kind::Gevent => (hard, None),
+            Kind::Threads | Kind::Solo | Kind::Eventlet => (None, None),
+        }
     }
 
     fn capacity(&self) -> usize {
@@ -291,6 +316,19 @@ impl Pool for Processes {
 
     fn interrupt(&mut self, job: JobId, how: Interrupt) {
         if !self.interrupts() {
+            return;
+        }
+        if self.kind.is_green() {
+            // The others that run there must not suffer.
+            let limit = match how {
+                Interrupt::SoftLimit => return,
+                Interrupt::HardLimit(limit) => Some(limit),
+                Interrupt::Terminate(_) => None,
+            };
+            let link = self.shared.slots().owner(job);
+            if let Some(link) = link {
+                link.send(&ToChild::Interrupt { job, limit });
+            }
             return;
         }
         let (signal, scope, grace) = match how {
@@ -319,6 +357,10 @@ impl Pool for Processes {
     }
 
     fn grow(&mut self, by: usize) {
+        if self.kind.is_green() {
+            self.shared.slots().widen(u32::try_from(by).unwrap_or(u32::MAX));
+            return;
+        }
         if self.kind != Kind::Prefork {
             tracing::warn!(target: "celery.pool", "A pool of {} cannot grow.", self.name());
             return;
@@ -330,6 +372,10 @@ impl Pool for Processes {
     }
 
     fn shrink(&mut self, by: usize) {
+        if self.kind.is_green() {
+            self.shared.slots().narrow(u32::try_from(by).unwrap_or(u32::MAX));
+            return;
+        }
         if self.kind != Kind::Prefork {
             tracing::warn!(target: "celery.pool", "A pool of {} cannot shrink.", self.name());
             return;

@@ -5,7 +5,9 @@
 //! child of the place that waits, up and idle, until the slots are free for it. Every job that was given out is ended
 //! exactly once: by the child's own frame, or with the child's death.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+mod lanes;
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -147,6 +149,8 @@ pub(super) struct Slots {
     places: BTreeMap<u32, bool>,
     /// Last in, first out: the child that has just ended a task has the warmest caches.
     idle: Vec<SlotId>,
+    /// Slots of a child of many that are not used any more.
+    closed: HashSet<SlotId>,
     jobs: HashMap<JobId, SlotId>,
     /// Given to a child that died before it read them: they go to the next slot that is free.
     unread: VecDeque<Box<Job>>,
@@ -163,13 +167,14 @@ impl Slots {
             deadline: None,
             places: (0..places).map(|index| (index, true)).collect(),
             idle: Vec::new(),
+            closed: HashSet::new(),
             jobs: HashMap::new(),
             unread: VecDeque::new(),
         }
     }
 
     pub(super) fn capacity(&self) -> usize {
-        self.places.values().filter(|wanted| **wanted).count() * self.lanes as usize
+        self.places.values().filter(|wanted| **wanted).count() * self.lanes as usize - self.closed.len()
     }
 
     pub(super) fn idle(&self) -> usize {
@@ -288,6 +293,9 @@ impl Slots {
 
     /// A slot can take a job.
     fn free(&mut self, slot: SlotId) {
+        if self.closed.contains(&slot) {
+            return;
+        }
         if let Some(job) = self.unread.pop_front() {
             match self.assign(slot, job) {
                 Ok(_) => return,

@@ -3,6 +3,8 @@
 //! One thread at a time reads the socket and sorts what came; the others wait for it (`threads` has many). The GIL is
 //! let go around every wait. A read that a signal interrupts runs the Python handlers and goes on; a write never
 //! does, because a frame must not be cut in half by a handler that raises.
+//!
+//! Where tasks are greenlets nothing of this is done by their thread (`green.rs`).
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -16,6 +18,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString, PyTuple};
 use rustix::net::{SendFlags, send};
 
+use super::green::{Hub, read_some, write_some};
 use crate::backend::{Counted, Part, Record};
 use crate::broker::Publication;
 use crate::broker::topology::Queue;
@@ -39,6 +42,8 @@ pub(super) struct ChildPipe {
     arrived: Condvar,
     writing: Mutex<BytesMut>,
     serial: AtomicU64,
+    /// Where tasks are greenlets.
+    hub: Option<Hub>,
     /// The process that it belongs to.
     #[pyo3(get)]
     pid: u32,
@@ -57,6 +62,17 @@ struct Inbox {
     reading: bool,
     /// Threads that wait for the one that reads; nobody is woken in vain when there are none.
     waiting: u32,
+    /// What the hub has not been told of, where there is one.
+    news: News,
+    /// The hub is seeing to what could not be written at once.
+    behind: bool,
+}
+
+/// Answers that have come, by number, and jobs that are to be ended, each with the hard limit that it has passed.
+#[derive(Default)]
+struct News {
+    answered: Vec<u64>,
+    interrupts: Vec<(u64, Option<f64>)>,
 }
 
 /// The supervisor's answer to a store: nothing, or what went wrong.
@@ -122,14 +138,17 @@ impl Inbox {
                     if let Some(answer) = self.stored.get_mut(&serial) {
                         *answer = Some(error);
                     }
+                    self.news.answered.push(serial);
                     wake = Wake::All;
                 }
                 Ok(ToChild::Counted { serial, counted }) => {
                     if self.stored.contains_key(&serial) {
                         self.counted.insert(serial, counted);
                     }
+                    self.news.answered.push(serial);
                     wake = Wake::All;
                 }
+                Ok(ToChild::Interrupt { job, limit }) => self.news.interrupts.push((job, limit)),
                 Ok(ToChild::Stop) => (self.leave, wake) = (Some(STOP), Wake::All),
                 Ok(ToChild::Recycle) => (self.leave, wake) = (Some(RECYCLE), Wake::All),
                 // Both ends are of one build; a stream that cannot be read is as good as closed.
@@ -162,8 +181,25 @@ impl ChildPipe {
         }
     }
 
+    /// Waits for the answer with this number.
+    fn wait_for<T: Send>(
+        &self,
+        py: Python<'_>,
+        serial: u64,
+        mut want: impl FnMut(&mut Inbox) -> Option<T> + Send,
+    ) -> PyResult<T> {
+        let Some(hub) = self.hub.as_ref().filter(|hub| hub.is_here()) else { return self.wait(py, want) };
+        loop {
+            let found = want(&mut self.inbox());
+            match found {
+                Some(found) => return Ok(found),
+                None => hub.wait(py, serial)?,
+            }
+        }
+    }
+
     fn wait_detached<T>(&self, want: &mut impl FnMut(&mut Inbox) -> Option<T>) -> Wait<T> {
-        self.flush(&mut self.writing());
+        self.write_out(&mut self.writing());
         let mut inbox = self.inbox();
         loop {
             if let Some(found) = want(&mut inbox) {
@@ -199,14 +235,20 @@ impl ChildPipe {
                 }
             };
             inbox.chunk = chunk;
-            match wake {
-                _ if inbox.waiting == 0 => {}
-                Wake::Some(count) => (0..count).for_each(|_| self.arrived.notify_one()),
-                Wake::All => self.arrived.notify_all(),
-            }
+            // There is no hub to be told.
+            inbox.news = News::default();
+            self.notify(&inbox, wake);
             if matches!(read, Err(rustix::io::Errno::INTR)) {
                 return Wait::Interrupted;
             }
+        }
+    }
+
+    fn notify(&self, inbox: &Inbox, wake: Wake) {
+        match wake {
+            _ if inbox.waiting == 0 => {}
+            Wake::Some(count) => (0..count).for_each(|_| self.arrived.notify_one()),
+            Wake::All => self.arrived.notify_all(),
         }
     }
 
@@ -217,12 +259,31 @@ impl ChildPipe {
     /// Writes a frame, and those held back before it.
     fn write(&self, py: Python<'_>, frame: &FromChild) -> PyResult<()> {
         self.own_process()?;
+        if let Some(hub) = self.hub.as_ref().filter(|hub| hub.is_here()) {
+            return self.write_at_once(py, hub, frame);
+        }
         py.detach(|| {
             let mut out = self.writing();
             frame.encode(&mut out);
-            self.flush(&mut out);
+            self.write_out(&mut out);
         });
         Ok(())
+    }
+
+    /// Writes as much as goes without waiting; the hub sees to the rest, once.
+    fn write_at_once(&self, py: Python<'_>, hub: &Hub, frame: &FromChild) -> PyResult<()> {
+        let mut out = self.writing();
+        // What was held back was not tried yet, so that nobody sees to it.
+        let behind = std::mem::replace(&mut self.inbox().behind, true);
+        frame.encode(&mut out);
+        if behind {
+            return Ok(());
+        }
+        write_some(&self.socket, &mut out);
+        let rest = !out.is_empty();
+        self.inbox().behind = rest;
+        drop(out);
+        if rest { hub.behind(py) } else { Ok(()) }
     }
 
     /// A task that forks and lets both sides return has a twin of its child here, which must not speak for it.
@@ -239,7 +300,7 @@ impl ChildPipe {
     }
 
     /// Writes whole frames. A supervisor that is gone is noticed by the next read.
-    fn flush(&self, out: &mut BytesMut) {
+    fn write_out(&self, out: &mut BytesMut) {
         let mut rest = &out[..];
         while !rest.is_empty() {
             match rustix::io::retry_on_intr(|| send(&self.socket, rest, SendFlags::NOSIGNAL)) {
@@ -259,7 +320,7 @@ impl ChildPipe {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
         self.inbox().stored.insert(serial, None);
         self.write(py, &frame(serial))?;
-        let answer = self.wait(py, |inbox| match inbox.stored.get_mut(&serial)?.take() {
+        let answer = self.wait_for(py, serial, |inbox| match inbox.stored.get_mut(&serial)?.take() {
             Some(answer) => Some(answer),
             None => inbox.closed.then(|| Some("the worker is gone".to_owned())),
         });
@@ -286,9 +347,10 @@ impl<'py> FromPyObject<'_, 'py> for Text {
 
 #[pymethods]
 impl ChildPipe {
-    /// Takes the descriptor over.
+    /// Takes the descriptor over. With a `hub` its thread, which calls this, never waits in here.
     #[new]
-    fn new(fd: i32) -> PyResult<Self> {
+    #[pyo3(signature = (fd, *, hub = None))]
+    fn new(fd: i32, hub: Option<Py<PyAny>>) -> PyResult<Self> {
         if fd < 0 {
             return Err(pyo3::exceptions::PyValueError::new_err("not a descriptor"));
         }
@@ -297,10 +359,12 @@ impl ChildPipe {
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self {
             socket,
-            inbox: Mutex::default(),
+            // Where there is a hub only its thread reads.
+            inbox: Mutex::new(Inbox { reading: hub.is_some(), ..Inbox::default() }),
             arrived: Condvar::new(),
             writing: Mutex::default(),
             serial: AtomicU64::new(0),
+            hub: hub.map(Hub::new),
             pid: std::process::id(),
         })
     }
@@ -314,13 +378,52 @@ impl ChildPipe {
     fn recv<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         self.own_process()?;
         match self.wait(py, Inbox::next)? {
-            Next::Job(job) if job.work == Work::Call => {
-                Ok(Some((job.id, PyBytes::new(py, &job.body)).into_pyobject(py)?.into_any()))
-            }
-            Next::Job(job) => Ok(Some(job_tuple(py, &job)?.into_any())),
+            Next::Job(job) => Ok(Some(work(py, &job)?)),
             Next::Leave(status) => Ok(Some(status.into_pyobject(py)?.into_any())),
             Next::Closed => Ok(None),
         }
+    }
+
+    /// Reads what is there, for a hub: jobs, numbers of answers, jobs to be ended with the hard limit that each has
+    /// passed if it has, the exit status to leave with if it is to, and whether the supervisor is gone.
+    fn take<'py>(&self, py: Python<'py>) -> PyResult<Taken<'py>> {
+        self.own_process()?;
+        let mut inbox = self.inbox();
+        let mut chunk = std::mem::take(&mut inbox.chunk);
+        chunk.resize(READ, 0);
+        match read_some(&self.socket, &mut chunk) {
+            Some(0) => inbox.closed = true,
+            Some(count) => inbox.buffer.extend_from_slice(&chunk[..count]),
+            None => {}
+        }
+        inbox.chunk = chunk;
+        inbox.sort();
+        self.notify(&inbox, Wake::All);
+        let jobs: Vec<Job> = inbox.jobs.drain(..).collect();
+        let News { answered, interrupts } = std::mem::take(&mut inbox.news);
+        let (leave, closed) = (inbox.leave, inbox.closed);
+        drop(inbox);
+        let jobs = jobs.iter().map(|job| work(py, job)).collect::<PyResult<_>>()?;
+        Ok((jobs, answered, interrupts, leave, closed))
+    }
+
+    /// Writes more of what could not be written at once; whether something is left.
+    fn flush(&self) -> bool {
+        let mut out = self.writing();
+        write_some(&self.socket, &mut out);
+        let rest = !out.is_empty();
+        self.inbox().behind = rest;
+        rest
+    }
+
+    /// It was ended because it was revoked, or cancelled by a stop.
+    fn terminated(&self, py: Python<'_>, job: u64) -> PyResult<()> {
+        self.ended(py, job, Outcome::Terminated)
+    }
+
+    /// It was ended because it had passed its hard limit.
+    fn timed_out(&self, py: Python<'_>, job: u64, limit: f64) -> PyResult<()> {
+        self.ended(py, job, Outcome::TimedOut { limit })
     }
 
     /// The job was decoded and starts.
@@ -461,7 +564,7 @@ impl ChildPipe {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
         self.inbox().stored.insert(serial, None);
         self.write(py, &FromChild::Part { job, serial, part })?;
-        let answer = self.wait(py, |inbox| {
+        let answer = self.wait_for(py, serial, |inbox| {
             if let Some(counted) = inbox.counted.remove(&serial) {
                 return Some(Ok(counted));
             }
@@ -572,6 +675,17 @@ impl Target {
             message,
             declare: declare.clone().map(Arc::new),
         })
+    }
+}
+
+/// What [`ChildPipe::take`] gives.
+type Taken<'py> = (Vec<Bound<'py, PyAny>>, Vec<u64>, Vec<(u64, Option<f64>)>, Option<i32>, bool);
+
+/// A job as a tuple, of two items for a call: `(job, pickled)`.
+fn work<'py>(py: Python<'py>, job: &Job) -> PyResult<Bound<'py, PyAny>> {
+    match job.work {
+        Work::Call => Ok((job.id, PyBytes::new(py, &job.body)).into_pyobject(py)?.into_any()),
+        Work::Message => Ok(job_tuple(py, job)?.into_any()),
     }
 }
 

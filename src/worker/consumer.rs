@@ -496,10 +496,11 @@ impl Consumer {
             let id = self.jobs.next_id();
             match self.pool.submit(request.job(id, tells)) {
                 Ok((_, pid)) => {
-                    let limits = if self.pool.interrupts() && !request.is_untranslated() {
-                        request.limits((self.config.time_limit, self.config.soft_time_limit))
-                    } else {
+                    let limits = if request.is_untranslated() {
                         (None, None)
+                    } else {
+                        let worker = (self.config.time_limit, self.config.soft_time_limit);
+                        self.pool.limits(request.limits(worker))
                     };
                     if !request.is_untranslated() {
                         self.count_start(&request);

@@ -452,16 +452,17 @@ impl Consumer {
                 self.desk.ready.push_front((call, bounced));
                 break;
             };
-            if self.pool.interrupts() {
-                let now = self.uptime();
-                let pick =
-                    |choices: [Option<f64>; 2]| choices.into_iter().flatten().find(|limit| *limit > 0.0);
-                if let Some(soft) = pick([call.soft_limit, self.config.soft_time_limit]) {
-                    self.desk.limits.push(now + soft, (id, Limit::Soft(soft)));
-                }
-                if let Some(hard) = pick([call.hard_limit, self.config.time_limit]) {
-                    self.desk.limits.push(now + hard, (id, Limit::Hard(hard)));
-                }
+            let now = self.uptime();
+            let pick = |choices: [Option<f64>; 2]| choices.into_iter().flatten().find(|limit| *limit > 0.0);
+            let (hard, soft) = self.pool.limits((
+                pick([call.hard_limit, self.config.time_limit]),
+                pick([call.soft_limit, self.config.soft_time_limit]),
+            ));
+            if let Some(soft) = soft {
+                self.desk.limits.push(now + soft, (id, Limit::Soft(soft)));
+            }
+            if let Some(hard) = hard {
+                self.desk.limits.push(now + hard, (id, Limit::Hard(hard)));
             }
             if bounced {
                 self.desk.bounced.insert(id);

@@ -320,7 +320,6 @@ print(config.broker_urls(app))
         ),
         ("app.conf.worker_consumer = 'my.module:Consumer'", "worker_consumer is my.module:Consumer"),
         ("app.conf.worker_pool = 'celery.concurrency.base:BasePool'", "celery.concurrency.base:BasePool"),
-        ("app.conf.worker_pool = 'gevent'", "worker_pool is gevent"),
         (
             "app.conf.worker_timer = 'kombu.asynchronous.timer:Timer'",
             "worker_timer is kombu.asynchronous.timer:Timer, which is no subclass of celery.utils.timer2:Timer",
