@@ -37,7 +37,7 @@ test-python: build $(BIN)/.test-requirements
 	CONFORMANCE="$(CONFORMANCE)" $(BIN)/python -m pytest $(PYTEST)
 
 servers:
-	tests/apt-install redis-server rabbitmq-server memcached
+	tests/apt-install redis-server rabbitmq-server memcached chromium chromedriver
 
 lint: $(BIN)/.test-requirements
 	$(CARGO) fmt --all --check
