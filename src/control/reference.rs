@@ -17,8 +17,11 @@ pub fn reference() -> String {
         // Writing to a String cannot fail.
         let _ = write!(text, "\n## {title}\n\n| command | needs | what it does |\n|---|---|---|\n");
         for command in COMMANDS.iter().filter(|command| command.kind == kind) {
-            let names: Vec<String> =
-                [Some(command.name), command.alias].iter().flatten().map(|name| format!("`{name}`")).collect();
+            let names: Vec<String> = [Some(command.name), command.alias]
+                .iter()
+                .flatten()
+                .map(|name| format!("`{name}`"))
+                .collect();
             let needs: Vec<String> = command.required().iter().map(|name| format!("`{name}`")).collect();
             let _ = writeln!(text, "| {} | {} | {} |", names.join(", "), needs.join(", "), command.help());
         }
