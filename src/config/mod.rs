@@ -109,6 +109,9 @@ pub struct TaskPolicy {
     /// Whose objects its requests go through.
     #[serde(default)]
     pub hosting: Hosting,
+    /// Its function is a coroutine function: it runs on an event loop.
+    #[serde(default)]
+    pub asynchronous: bool,
 }
 
 /// Whether a task's requests go through objects of the app's own in the parent process.
@@ -139,6 +142,7 @@ impl Default for TaskPolicy {
             rate_limit_text: None,
             ignore_result: false,
             hosting: Hosting::Native,
+            asynchronous: false,
         }
     }
 }

@@ -37,6 +37,13 @@ pub enum ToChild {
         /// The answer.
         counted: Counted,
     },
+    /// End one of many jobs before its time. Only for children with an event loop: others are signalled.
+    Interrupt {
+        /// Which.
+        job: JobId,
+        /// Its soft limit has passed; else it is cancelled, and what it still says is not wanted.
+        soft: bool,
+    },
     /// Leave through the exit hooks.
     Stop,
     /// The same, to be replaced: exit status 155.
@@ -145,6 +152,11 @@ impl ToChild {
             }
             Self::Stop => out.put_u8(3),
             Self::Recycle => out.put_u8(4),
+            Self::Interrupt { job, soft } => {
+                out.put_u8(16);
+                out.put_u64_le(*job);
+                out.put_u8(u8::from(*soft));
+            }
             Self::Counted { serial, counted } => {
                 out.put_u8(5);
                 out.put_u64_le(*serial);
@@ -191,6 +203,7 @@ impl ToChild {
             2 => Self::Stored { serial: fields.u64()?, error: fields.optional_text()? },
             3 => Self::Stop,
             4 => Self::Recycle,
+            16 => Self::Interrupt { job: fields.u64()?, soft: fields.u8()? != 0 },
             5 => Self::Counted {
                 serial: fields.u64()?,
                 counted: Counted {
@@ -649,6 +662,14 @@ mod tests {
             FromChild::Answered { job: 9, value: back } => assert_eq!(back, value),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn an_interrupt_survives_the_pipe() {
+        let mut buffer = BytesMut::new();
+        ToChild::Interrupt { job: 7, soft: true }.encode(&mut buffer);
+        let back = ToChild::decode(split(&mut buffer).unwrap().unwrap()).unwrap();
+        assert!(matches!(back, ToChild::Interrupt { job: 7, soft: true }), "{back:?}");
     }
 
     #[test]

@@ -198,7 +198,13 @@ async fn fork(shared: &Arc<Shared>, index: u32, events: &mpsc::Sender<Event>) ->
     };
     let (sender, mut reports) = mpsc::unbounded_channel();
     shared.slots().starting(index, number);
-    let request = Command::Fork { number, index, socket: OwnedFd::from(theirs), reports: sender };
+    let request = Command::Fork {
+        number,
+        index: shared.shown_index(index),
+        looped: shared.looped(),
+        socket: OwnedFd::from(theirs),
+        reports: sender,
+    };
     if shared.commands.send(request).is_err() {
         return Fork::Over;
     }

@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::ipc::ToChild;
-use super::process::{Failure, keep};
+use super::loops;
+use super::process::{Failure, Link, keep};
 use super::slots::{Slots, Wear};
 use super::zygote::{self, Command, Number, Scope, Zygote, ZygoteHandle};
 use super::{EVENT_CAPACITY, Event, Interrupt, Job, JobId, Pool, PoolConfig, Running, SlotId, StoreId};
@@ -35,11 +36,13 @@ pub(super) struct Shared {
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) stopping: CancellationToken,
     pub(super) up_within: Duration,
-    numbers: AtomicU32,
+    numbers: Arc<AtomicU32>,
     lived: AtomicBool,
-    trouble: Mutex<Option<String>>,
+    trouble: Arc<Mutex<Option<String>>>,
     troubled: CancellationToken,
     kind: Kind,
+    /// Where the places of event loops begin when they are shown: behind those of the other children.
+    beside: u32,
 }
 
 impl Shared {
@@ -50,9 +53,19 @@ impl Shared {
     /// What a child's process is called in the log.
     pub(super) fn process_name(&self, number: Number) -> String {
         match self.kind {
-            Kind::Prefork => format!("ForkPoolWorker-{number}"),
+            Kind::Prefork | Kind::Loops => format!("ForkPoolWorker-{number}"),
             Kind::Threads | Kind::Solo => "MainProcess".to_owned(),
         }
+    }
+
+    /// Whether these children run event loops.
+    pub(super) fn looped(&self) -> bool {
+        self.kind == Kind::Loops
+    }
+
+    /// The index by which user code knows a child of this place.
+    pub(super) fn shown_index(&self, index: u32) -> u32 {
+        if self.looped() { index - loops::FIRST_PLACE + self.beside } else { index }
     }
 
     pub(super) fn next_number(&self) -> Number {
@@ -90,6 +103,22 @@ impl Shared {
         self.troubled.cancel();
     }
 
+    /// The books of children with an event loop, which live under the same zygote.
+    fn beside(&self, config: &PoolConfig, wear: Wear) -> Arc<Self> {
+        Arc::new(Self {
+            slots: Mutex::new(Slots::of_loops(config.loops, config.async_concurrency, wear)),
+            commands: self.commands.clone(),
+            stopping: self.stopping.clone(),
+            up_within: self.up_within,
+            numbers: Arc::clone(&self.numbers),
+            lived: AtomicBool::new(false),
+            trouble: Arc::clone(&self.trouble),
+            troubled: self.troubled.clone(),
+            kind: Kind::Loops,
+            beside: config.concurrency,
+        })
+    }
+
     fn trouble(&self) -> Option<String> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -108,7 +137,7 @@ pub fn start(config: &PoolConfig, zygote: ZygoteHandle, tracker: &TaskTracker) -
     };
     let wear = match kind {
         Kind::Prefork => Wear { tasks: config.max_tasks_per_child, memory: config.max_memory_per_child },
-        Kind::Threads | Kind::Solo => Wear::default(),
+        Kind::Threads | Kind::Solo | Kind::Loops => Wear::default(),
     };
     let (commands, inbox) = mpsc::unbounded_channel();
     let (sender, events) = mpsc::channel(EVENT_CAPACITY);
@@ -118,12 +147,14 @@ pub fn start(config: &PoolConfig, zygote: ZygoteHandle, tracker: &TaskTracker) -
         commands,
         stopping: CancellationToken::new(),
         up_within: Duration::from_secs_f64(config.proc_alive_timeout.clamp(0.1, 86_400.0)),
-        numbers: AtomicU32::new(0),
+        numbers: Arc::default(),
         lived: AtomicBool::new(false),
-        trouble: Mutex::new(None),
+        trouble: Arc::default(),
         troubled: CancellationToken::new(),
         kind,
+        beside: 0,
     });
+    let loops = (config.loops > 0).then(|| shared.beside(config, wear));
     let (zygote, orders) = zygote::open(zygote)?;
     let mut writer = JoinSet::new();
     writer.spawn(orders.run(inbox));
@@ -131,6 +162,7 @@ pub fn start(config: &PoolConfig, zygote: ZygoteHandle, tracker: &TaskTracker) -
         zygote,
         writer,
         shared: Arc::clone(&shared),
+        loops: loops.clone(),
         growth,
         places: JoinSet::new(),
         events: sender,
@@ -138,8 +170,13 @@ pub fn start(config: &PoolConfig, zygote: ZygoteHandle, tracker: &TaskTracker) -
     for index in 0..places {
         keeper.place(index);
     }
+    if let Some(loops) = &loops {
+        for index in loops::places(config.loops) {
+            keeper.places.spawn(keep(Arc::clone(loops), index, keeper.events.clone()));
+        }
+    }
     tracker.spawn(keeper.run());
-    Ok(Running { pool: Box::new(Processes { kind, shared, grow }), events })
+    Ok(Running { pool: Box::new(Processes { kind, shared, loops, grow }), events })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +184,8 @@ enum Kind {
     Prefork,
     Threads,
     Solo,
+    /// Not a pool of its own: children with an event loop, beside those of another kind.
+    Loops,
 }
 
 /// Owns the zygote and the tasks of all places.
@@ -155,6 +194,7 @@ struct Keeper {
     /// Passes commands on to the zygote; aborting it hangs up.
     writer: JoinSet<()>,
     shared: Arc<Shared>,
+    loops: Option<Arc<Shared>>,
     growth: mpsc::UnboundedReceiver<u32>,
     places: JoinSet<()>,
     events: mpsc::Sender<Event>,
@@ -181,8 +221,7 @@ impl Keeper {
                 return;
             }
         }
-        let abandoned = self.shared.slots().abandoned();
-        for event in abandoned {
+        for event in abandoned(&self.shared, self.loops.as_ref()) {
             let _ = self.events.send(event).await;
         }
         self.writer.shutdown().await;
@@ -209,13 +248,12 @@ impl Keeper {
     /// The zygote is dead and its children die with it. This process has threads and must not fork, so the
     /// worker has to end and be started again.
     async fn bury(self) {
-        let Self { zygote, mut writer, shared, mut places, events, .. } = self;
+        let Self { zygote, mut writer, shared, loops, mut places, events, .. } = self;
         writer.shutdown().await;
         // With the zygote go the channels of its reports: every place learns of it.
         let status = zygote.end().await;
         while places.join_next().await.is_some() {}
-        let abandoned = shared.slots().abandoned();
-        for event in abandoned {
+        for event in abandoned(&shared, loops.as_ref()) {
             let _ = events.send(event).await;
         }
         if !shared.stopping.is_cancelled() {
@@ -228,11 +266,28 @@ impl Keeper {
     }
 }
 
+/// What no child has read.
+fn abandoned(shared: &Shared, loops: Option<&Arc<Shared>>) -> Vec<Event> {
+    let mut events = shared.slots().abandoned();
+    events.extend(loops.into_iter().flat_map(|loops| loops.slots().abandoned()));
+    events
+}
+
 /// The worker's handle.
 struct Processes {
     kind: Kind,
     shared: Arc<Shared>,
+    /// Children with an event loop, where the app has tasks for them.
+    loops: Option<Arc<Shared>>,
     grow: mpsc::UnboundedSender<u32>,
+}
+
+impl Processes {
+    /// The child that waits for a store.
+    fn waiting(&self, store: StoreId) -> Option<Arc<Link>> {
+        let looped = self.loops.as_ref().and_then(|loops| loops.slots().waiting(store));
+        looped.or_else(|| self.shared.slots().waiting(store))
+    }
 }
 
 impl Drop for Processes {
@@ -247,6 +302,7 @@ impl Pool for Processes {
             Kind::Prefork => "prefork",
             Kind::Threads => "threads",
             Kind::Solo => "solo",
+            Kind::Loops => "loops",
         }
     }
 
@@ -263,7 +319,26 @@ impl Pool for Processes {
     }
 
     fn pids(&self) -> Vec<u32> {
-        self.shared.slots().pids()
+        let mut pids = self.shared.slots().pids();
+        if let Some(loops) = &self.loops {
+            pids.extend(loops.slots().pids());
+        }
+        pids
+    }
+
+    fn loop_slots(&self) -> usize {
+        self.loops.as_ref().map_or(0, |loops| loops.slots().capacity())
+    }
+
+    fn idle_loops(&self) -> usize {
+        self.loops.as_ref().map_or(0, |loops| loops.slots().idle())
+    }
+
+    fn submit_to_loop(&mut self, job: Job) -> Result<(SlotId, u32), Box<Job>> {
+        match &self.loops {
+            Some(loops) => loops.slots().submit(Box::new(job)),
+            None => Err(Box::new(job)),
+        }
     }
 
     fn submit(&mut self, job: Job) -> Result<(SlotId, u32), Box<Job>> {
@@ -272,6 +347,11 @@ impl Pool for Processes {
 
     fn interrupt(&mut self, job: JobId, how: Interrupt) {
         if !self.interrupts() {
+            return;
+        }
+        if let Some(loops) = &self.loops
+            && loops.slots().cancel(job, how, Instant::now() + TERMINATE_GRACE)
+        {
             return;
         }
         let (signal, scope, grace) = match how {
@@ -286,14 +366,14 @@ impl Pool for Processes {
     }
 
     fn stored(&mut self, store: StoreId, error: Option<String>) {
-        let link = self.shared.slots().waiting(store);
+        let link = self.waiting(store);
         if let Some(link) = link {
             link.send(&ToChild::Stored { serial: store.serial, error });
         }
     }
 
     fn counted(&mut self, store: StoreId, counted: Counted) {
-        let link = self.shared.slots().waiting(store);
+        let link = self.waiting(store);
         if let Some(link) = link {
             link.send(&ToChild::Counted { serial: store.serial, counted });
         }
@@ -320,6 +400,9 @@ impl Pool for Processes {
 
     fn stop(&mut self, deadline: Instant) {
         self.shared.slots().stop(deadline);
+        if let Some(loops) = &self.loops {
+            loops.slots().stop(deadline);
+        }
         self.shared.stopping.cancel();
     }
 }

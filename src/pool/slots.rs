@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::ipc::FromChild;
+use super::ipc::{FromChild, ToChild};
+use super::loops::{self, Cancelled};
 use super::process::Link;
 use super::zygote::{Number, human_status};
 use super::{Event, Interrupt, Job, JobId, Outcome, SlotId, StoreId};
@@ -46,6 +47,10 @@ struct Child {
     /// The job that it was given last, while nothing else was written to it.
     last: Option<JobId>,
     ended: u32,
+    /// Jobs that it was given; counted for event loops, which have many at a time.
+    given: u32,
+    /// Jobs of an event loop that were cancelled and have not ended.
+    cancelled: Cancelled,
     /// Signals that the zygote has not yet confirmed. While there are any no job is given out: a soft limit
     /// must never reach the task after the one it was meant for.
     signals: u32,
@@ -75,6 +80,8 @@ pub(super) enum Leave {
 /// The pool's books.
 pub(super) struct Slots {
     lanes: u32,
+    /// The children run event loops: see `loops.rs`.
+    looped: bool,
     wear: Wear,
     children: BTreeMap<u32, Child>,
     /// The pool stops: no place is filled again, and what is left at this time is killed.
@@ -92,6 +99,7 @@ impl Slots {
     pub(super) fn new(places: u32, lanes: u32, wear: Wear) -> Self {
         Self {
             lanes,
+            looped: false,
             wear,
             children: BTreeMap::new(),
             deadline: None,
@@ -100,6 +108,12 @@ impl Slots {
             jobs: HashMap::new(),
             unread: VecDeque::new(),
         }
+    }
+
+    /// Books of children that run event loops.
+    pub(super) fn of_loops(places: u32, lanes: u32, wear: Wear) -> Self {
+        let places = loops::places(places).map(|index| (index, true)).collect();
+        Self { looped: true, places, ..Self::new(0, lanes.max(1), wear) }
     }
 
     pub(super) fn capacity(&self) -> usize {
@@ -132,6 +146,8 @@ impl Slots {
                 lanes: (0..self.lanes).map(|_| None).collect(),
                 last: None,
                 ended: 0,
+                given: 0,
+                cancelled: Cancelled::default(),
                 signals: 0,
                 doom: None,
                 kill_at: None,
@@ -157,7 +173,8 @@ impl Slots {
 
     /// Gives a job to an idle slot; gives it back when none is.
     pub(super) fn submit(&mut self, job: Box<Job>) -> Result<(SlotId, u32), Box<Job>> {
-        match self.idle.pop() {
+        let slot = if self.looped { loops::least(&mut self.idle, self.lanes) } else { self.idle.pop() };
+        match slot {
             Some(slot) => self.assign(slot, job),
             None => Err(job),
         }
@@ -172,7 +189,13 @@ impl Slots {
         self.jobs.insert(job.id, slot);
         child.last = Some(job.id);
         child.lanes[(slot % self.lanes) as usize] = Some(job);
-        Ok((slot, child.pid))
+        child.given += 1;
+        let (pid, given) = (child.pid, child.given);
+        // Many run at a time: the last is known when it is given, not when so many have ended.
+        if self.looped && self.wear.tasks.is_some_and(|most| given >= most) {
+            self.leave(slot / self.lanes, Leave::Recycle);
+        }
+        Ok((slot, pid))
     }
 
     /// A slot can take a job.
@@ -211,8 +234,8 @@ impl Slots {
                 child.announced = true;
                 for slot in first..first + self.lanes {
                     self.free(slot);
-                    events.push(Event::Up { slot, pid });
                 }
+                events.extend(self.announced(index).map(|slot| Event::Up { slot, pid }));
             }
             FromChild::Accepted { job } => events.push(Event::Accepted { job }),
             FromChild::Answered { job, value } => events.push(Event::Answered { job, value }),
@@ -252,9 +275,17 @@ impl Slots {
         let Some(slot) = self.jobs.remove(&job) else { return };
         // A child that reports itself lost is on its way out.
         let lost = matches!(outcome, Outcome::WorkerLost { .. });
-        events.push(Event::Ended { job, outcome });
-        let (wear, lanes) = (self.wear, self.lanes);
+        let (wear, lanes, looped) = (self.wear, self.lanes, self.looped);
         let Some(child) = self.children.get_mut(&index) else { return };
+        let held = !child.cancelled.is_empty();
+        let outcome = child.cancelled.ended(job, outcome);
+        events.push(Event::Ended { job, outcome });
+        if held {
+            child.kill_at = [child.cancelled.kill_at(), self.deadline].into_iter().flatten().min();
+            if let Some(link) = &child.link {
+                link.wake();
+            }
+        }
         child.lanes[(slot % lanes) as usize] = None;
         child.ended += 1;
         let heavy = match (memory, wear.memory) {
@@ -267,12 +298,14 @@ impl Slots {
             }
             _ => false,
         };
-        let worn = heavy || wear.tasks.is_some_and(|most| child.ended >= most);
+        let worn = heavy || (!looped && wear.tasks.is_some_and(|most| child.ended >= most));
         if child.phase != Phase::Up {
             return;
         }
         if lost || worn || child.doom.is_some() {
             self.leave(index, Leave::Recycle);
+        } else if held {
+            self.release(index);
         } else if child.signals == 0 {
             self.free(slot);
         }
@@ -297,9 +330,15 @@ impl Slots {
         index * self.lanes..(index + 1) * self.lanes
     }
 
+    /// The slots of a child that are told of: one for all of an event loop.
+    fn announced(&self, index: u32) -> Range<SlotId> {
+        let slots = self.slots(index);
+        if self.looped { slots.start..slots.start + 1 } else { slots }
+    }
+
     /// Tells of slots that were taken away since the last call.
     pub(super) fn news(&mut self, index: u32, number: Number, events: &mut Vec<Event>) {
-        let slots = self.slots(index);
+        let slots = self.announced(index);
         let Some(child) = self.child(index, number) else { return };
         if child.phase == Phase::Leaving && std::mem::take(&mut child.announced) {
             events.extend(slots.map(|slot| Event::Down { slot }));
@@ -336,15 +375,23 @@ impl Slots {
     pub(super) fn killed(&mut self, index: u32, number: Number) -> bool {
         let Some(child) = self.child(index, number) else { return false };
         child.kill_at = None;
+        child.cancelled.log(child.pid, child.lanes.iter().flatten().count());
         child.phase == Phase::Starting
     }
 
     /// The zygote has sent a signal.
     pub(super) fn signalled(&mut self, index: u32, number: Number) {
-        let first = index * self.lanes;
         let Some(child) = self.child(index, number) else { return };
         child.signals = child.signals.saturating_sub(1);
-        if child.signals > 0 || child.phase != Phase::Up || child.doom.is_some() {
+        self.release(index);
+    }
+
+    /// The free slots of a child may take jobs again, unless something still holds them back.
+    fn release(&mut self, index: u32) {
+        let first = index * self.lanes;
+        let Some(child) = self.children.get(&index) else { return };
+        let held = child.signals > 0 || !child.cancelled.is_empty();
+        if held || child.phase != Phase::Up || child.doom.is_some() {
             return;
         }
         let free: Vec<SlotId> =
@@ -369,19 +416,19 @@ impl Slots {
         if self.child(index, number).is_none() {
             return false;
         }
-        let Some(child) = self.children.remove(&index) else { return false };
+        let Some(mut child) = self.children.remove(&index) else { return false };
         let slots = self.slots(index);
         self.idle.retain(|slot| !slots.contains(slot));
         let status = human_status(code);
         for job in child.lanes.into_iter().flatten() {
             self.jobs.remove(&job.id);
+            let doom = child.cancelled.remove(job.id).or_else(|| child.doom.clone());
             // Never seen by the child: not its victim.
-            if unread && child.last == Some(job.id) && child.doom.is_none() && self.deadline.is_none() {
+            if unread && child.last == Some(job.id) && doom.is_none() && self.deadline.is_none() {
                 self.unread.push_back(job);
                 continue;
             }
-            let outcome =
-                child.doom.clone().unwrap_or_else(|| Outcome::WorkerLost { status: status.clone() });
+            let outcome = doom.unwrap_or_else(|| Outcome::WorkerLost { status: status.clone() });
             events.push(Event::Ended { job: job.id, outcome });
         }
         if !self.unread.is_empty()
@@ -390,7 +437,7 @@ impl Slots {
             self.free(slot);
         }
         if child.announced {
-            events.extend(slots.map(|slot| Event::Down { slot }));
+            events.extend(self.announced(index).map(|slot| Event::Down { slot }));
         }
         child.phase == Phase::Starting
     }
@@ -416,6 +463,28 @@ impl Slots {
             link.wake();
         }
         Some(child.number)
+    }
+
+    /// Has the event loop that runs a job cancel it, and kills its child at `kill_at` if the job has not ended. `false`:
+    /// no loop of these books runs it.
+    pub(super) fn cancel(&mut self, job: JobId, how: Interrupt, kill_at: Instant) -> bool {
+        if !self.looped {
+            return false;
+        }
+        let Some(index) = self.jobs.get(&job).map(|slot| slot / self.lanes) else { return false };
+        let slots = self.slots(index);
+        let Some(child) = self.children.get_mut(&index) else { return false };
+        let Some(link) = child.link.clone() else { return false };
+        child.last = None;
+        let soft = how == Interrupt::SoftLimit;
+        if child.cancelled.add(job, how, kill_at) {
+            // What it would be given now might die with it.
+            self.idle.retain(|slot| !slots.contains(slot));
+            child.kill_at = child.cancelled.kill_at().into_iter().chain(child.kill_at).min();
+        }
+        link.send(&ToChild::Interrupt { job, soft });
+        link.wake();
+        true
     }
 
     /// The child that waits for a store.

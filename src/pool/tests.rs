@@ -166,6 +166,8 @@ fn config(concurrency: u32) -> PoolConfig {
         max_tasks_per_child: None,
         max_memory_per_child: None,
         proc_alive_timeout: 60.0,
+        loops: 0,
+        async_concurrency: 0,
     }
 }
 
@@ -608,4 +610,80 @@ async fn the_deadline_of_a_stop_is_also_that_of_a_child_that_leaves_already() {
     stage.zygote.died(next, -9).await;
     stage.down().await;
     assert!(stage.event().await.is_none());
+}
+
+// --- event loops ---
+
+fn loops(count: u32, lanes: u32) -> PoolConfig {
+    PoolConfig { loops: count, async_concurrency: lanes, ..config(0) }
+}
+
+async fn loop_up(stage: &mut Stage) -> FakeChild {
+    let child = stage.zygote.child().await;
+    assert!(matches!(stage.event().await, Some(Event::Up { .. })), "told once for all its slots");
+    child
+}
+
+#[tokio::test]
+async fn a_loop_runs_many_jobs_and_an_interrupt_reaches_one_of_them() {
+    let mut stage = Stage::new(&loops(1, 3));
+    let mut child = loop_up(&mut stage).await;
+    assert_eq!((stage.pool.idle(), stage.pool.idle_loops(), stage.pool.loop_slots()), (0, 3, 3));
+    for id in 1..=3 {
+        stage.pool.submit_to_loop(job(id)).unwrap();
+        assert_eq!(child.hears_job().await.id, id);
+    }
+    stage.pool.submit_to_loop(job(4)).unwrap_err();
+    child.ends(3, success()).await;
+    assert_eq!(stage.ended().await, (3, success()));
+    stage.pool.interrupt(1, Interrupt::SoftLimit);
+    assert!(matches!(child.hears().await, ToChild::Interrupt { job: 1, soft: true }));
+    assert_eq!(stage.pool.idle_loops(), 1, "a soft limit holds nothing back");
+    stage.pool.interrupt(2, Interrupt::HardLimit(2.5));
+    assert!(matches!(child.hears().await, ToChild::Interrupt { job: 2, soft: false }));
+    assert_eq!(stage.pool.idle_loops(), 0, "what is given now might die with the child");
+    child.ends(2, Outcome::Terminated).await;
+    assert_eq!(stage.ended().await, (2, Outcome::TimedOut { limit: 2.5 }));
+    assert_eq!(stage.pool.idle_loops(), 2);
+    child.ends(1, success()).await;
+    assert_eq!(stage.ended().await, (1, success()));
+}
+
+#[tokio::test]
+async fn a_job_that_does_not_end_takes_its_loop_along_and_each_job_is_accounted_for() {
+    let mut stage = Stage::new(&loops(1, 3));
+    let mut child = loop_up(&mut stage).await;
+    for id in 1..=3 {
+        stage.pool.submit_to_loop(job(id)).unwrap();
+        child.hears_job().await;
+    }
+    stage.pool.interrupt(2, Interrupt::Terminate(15));
+    assert_eq!(stage.zygote.signal(&child).await, (9, true));
+    stage.zygote.died(child, -9).await;
+    let mut ended = vec![stage.ended().await, stage.ended().await, stage.ended().await];
+    ended.sort_by_key(|(id, _)| *id);
+    let lost = || Outcome::WorkerLost { status: "signal 9 (SIGKILL)".into() };
+    assert_eq!(ended, [(1, lost()), (2, Outcome::Terminated), (3, lost())]);
+    stage.down().await;
+    loop_up(&mut stage).await;
+}
+
+#[tokio::test]
+async fn a_worn_loop_is_given_its_last_job_and_then_ends_all_of_them() {
+    let mut stage = Stage::new(&PoolConfig { max_tasks_per_child: Some(2), ..loops(1, 3) });
+    let mut child = loop_up(&mut stage).await;
+    for id in 1..=2 {
+        stage.pool.submit_to_loop(job(id)).unwrap();
+        assert_eq!(child.hears_job().await.id, id);
+    }
+    stage.pool.submit_to_loop(job(3)).unwrap_err();
+    assert!(matches!(child.hears().await, ToChild::Recycle));
+    stage.down().await;
+    for id in 1..=2 {
+        child.ends(id, success()).await;
+        assert_eq!(stage.ended().await, (id, success()));
+    }
+    let mut next = loop_up(&mut stage).await;
+    stage.pool.submit_to_loop(job(3)).unwrap();
+    assert_eq!(next.hears_job().await.id, 3);
 }

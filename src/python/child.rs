@@ -3,9 +3,12 @@
 //! One thread at a time reads the socket and sorts what came; the others wait for it (`threads` has many). The GIL is
 //! let go around every wait. A read that a signal interrupts runs the Python handlers and goes on; a write never
 //! does, because a frame must not be cut in half by a handler that raises.
+//!
+//! With an event loop (`looped`) nothing waits here: the loop watches the descriptor and takes what came, frames are
+//! kept until it flushes them once a turn, and a question is answered with its number.
 
 use std::collections::{HashMap, VecDeque};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString, PyTuple};
-use rustix::net::{SendFlags, send};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use crate::backend::{Counted, Part, Record};
 use crate::broker::Publication;
@@ -40,6 +43,8 @@ pub(super) struct ChildPipe {
     writing: Mutex<BytesMut>,
     serial: AtomicU64,
     memory: bool,
+    /// The process runs an event loop.
+    looped: bool,
     /// The process that it belongs to.
     #[pyo3(get)]
     pid: u32,
@@ -53,11 +58,36 @@ struct Inbox {
     /// Answers, and who waits for one.
     stored: HashMap<u64, Option<Answer>>,
     counted: HashMap<u64, Counted>,
+    /// What an event loop takes beside jobs.
+    looped: Option<ForLoop>,
     leave: Option<i32>,
     closed: bool,
     reading: bool,
     /// Threads that wait for the one that reads; nobody is woken in vain when there are none.
     waiting: u32,
+}
+
+/// What came for an event loop, in order.
+#[derive(Default)]
+struct ForLoop {
+    stored: Vec<(u64, Answer)>,
+    counted: Vec<(u64, Tally)>,
+    interrupts: Vec<(u64, bool)>,
+}
+
+/// The answer of the script that counts members of chords.
+type Tally = (i64, Option<i64>, Option<i64>, bool);
+
+fn tally(counted: Counted) -> Tally {
+    let Counted { ready, added, size, sends } = counted;
+    (ready, added, size, sends)
+}
+
+/// An answer, or where there is an event loop the number under which it will come.
+#[derive(IntoPyObject)]
+enum Reply<T> {
+    Now(T),
+    Later(u64),
 }
 
 /// The supervisor's answer to a store: nothing, or what went wrong.
@@ -119,6 +149,10 @@ impl Inbox {
                     wake = wake.and_one();
                 }
                 Ok(ToChild::Stored { serial, error }) => {
+                    if let Some(looped) = &mut self.looped {
+                        looped.stored.push((serial, error));
+                        continue;
+                    }
                     // Nobody waits any more when a soft limit was raised meanwhile.
                     if let Some(answer) = self.stored.get_mut(&serial) {
                         *answer = Some(error);
@@ -126,10 +160,20 @@ impl Inbox {
                     wake = Wake::All;
                 }
                 Ok(ToChild::Counted { serial, counted }) => {
+                    if let Some(looped) = &mut self.looped {
+                        looped.counted.push((serial, tally(counted)));
+                        continue;
+                    }
                     if self.stored.contains_key(&serial) {
                         self.counted.insert(serial, counted);
                     }
                     wake = Wake::All;
+                }
+                // Other children are signalled.
+                Ok(ToChild::Interrupt { job, soft }) => {
+                    if let Some(looped) = &mut self.looped {
+                        looped.interrupts.push((job, soft));
+                    }
                 }
                 Ok(ToChild::Stop) => (self.leave, wake) = (Some(STOP), Wake::All),
                 Ok(ToChild::Recycle) => (self.leave, wake) = (Some(RECYCLE), Wake::All),
@@ -218,6 +262,10 @@ impl ChildPipe {
     /// Writes a frame, and those held back before it.
     fn write(&self, py: Python<'_>, frame: &FromChild) -> PyResult<()> {
         self.own_process()?;
+        if self.looped {
+            frame.encode(&mut self.writing());
+            return Ok(());
+        }
         py.detach(|| {
             let mut out = self.writing();
             frame.encode(&mut out);
@@ -256,8 +304,12 @@ impl ChildPipe {
     }
 
     /// Writes a frame with a number of ours and waits for the answer: nothing, or what went wrong.
-    fn ask(&self, py: Python<'_>, frame: impl FnOnce(u64) -> FromChild) -> PyResult<Answer> {
+    fn ask(&self, py: Python<'_>, frame: impl FnOnce(u64) -> FromChild) -> PyResult<Reply<Answer>> {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.looped {
+            self.write(py, &frame(serial))?;
+            return Ok(Reply::Later(serial));
+        }
         self.inbox().stored.insert(serial, None);
         self.write(py, &frame(serial))?;
         let answer = self.wait(py, |inbox| match inbox.stored.get_mut(&serial)?.take() {
@@ -265,7 +317,27 @@ impl ChildPipe {
             None => inbox.closed.then(|| Some("the worker is gone".to_owned())),
         });
         self.inbox().stored.remove(&serial);
-        answer
+        answer.map(Reply::Now)
+    }
+
+    /// Reads what is there.
+    fn receive(&self) {
+        let mut inbox = self.inbox();
+        let mut chunk = std::mem::take(&mut inbox.chunk);
+        chunk.resize(READ, 0);
+        loop {
+            let read = rustix::io::retry_on_intr(|| recv(&self.socket, &mut chunk[..], RecvFlags::DONTWAIT));
+            match read {
+                Ok((count, _)) if count > 0 => inbox.buffer.extend_from_slice(&chunk[..count]),
+                Err(rustix::io::Errno::AGAIN) => break,
+                Ok(_) | Err(_) => {
+                    inbox.closed = true;
+                    break;
+                }
+            }
+        }
+        inbox.chunk = chunk;
+        inbox.sort();
     }
 
     fn ended(&self, py: Python<'_>, job: u64, outcome: Outcome) -> PyResult<()> {
@@ -297,8 +369,8 @@ fn resident() -> Option<u64> {
 impl ChildPipe {
     /// Takes the descriptor over.
     #[new]
-    #[pyo3(signature = (fd, *, watch_memory = false))]
-    fn new(fd: i32, watch_memory: bool) -> PyResult<Self> {
+    #[pyo3(signature = (fd, *, watch_memory = false, looped = false))]
+    fn new(fd: i32, watch_memory: bool, looped: bool) -> PyResult<Self> {
         if fd < 0 {
             return Err(pyo3::exceptions::PyValueError::new_err("not a descriptor"));
         }
@@ -307,11 +379,12 @@ impl ChildPipe {
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self {
             socket,
-            inbox: Mutex::default(),
+            inbox: Mutex::new(Inbox { looped: looped.then(ForLoop::default), ..Inbox::default() }),
             arrived: Condvar::new(),
             writing: Mutex::default(),
             serial: AtomicU64::new(0),
             memory: watch_memory,
+            looped,
             pid: std::process::id(),
         })
     }
@@ -332,6 +405,39 @@ impl ChildPipe {
             Next::Leave(status) => Ok(Some(status.into_pyobject(py)?.into_any())),
             Next::Closed => Ok(None),
         }
+    }
+
+    /// The descriptor, for an event loop to watch.
+    fn fileno(&self) -> i32 {
+        self.socket.as_raw_fd()
+    }
+
+    /// For an event loop: what has come, without waiting. `(jobs, answers to stores, answers to counts, interrupts, exit
+    /// status to leave with when all is done)`; None when the supervisor is gone.
+    fn take<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        self.own_process()?;
+        self.receive();
+        let mut inbox = self.inbox();
+        let jobs = inbox.jobs.drain(..).map(|job| job_tuple(py, &job)).collect::<PyResult<Vec<_>>>()?;
+        let ForLoop { stored, counted, interrupts } =
+            inbox.looped.as_mut().map(std::mem::take).unwrap_or_default();
+        if inbox.closed {
+            return Ok(None);
+        }
+        (jobs, stored, counted, interrupts, inbox.leave).into_pyobject(py).map(Some)
+    }
+
+    /// Writes the frames that an event loop has kept.
+    #[pyo3(name = "flush")]
+    fn flush_kept(&self, py: Python<'_>) -> PyResult<()> {
+        self.own_process()?;
+        py.detach(|| self.flush(&mut self.writing()));
+        Ok(())
+    }
+
+    /// The job was cancelled and is over.
+    fn cancelled(&self, py: Python<'_>, job: u64) -> PyResult<()> {
+        self.ended(py, job, Outcome::Terminated)
     }
 
     /// The job was decoded and starts.
@@ -441,7 +547,7 @@ impl ChildPipe {
         as_tuple: bool,
         hold: bool,
         wait: bool,
-    ) -> PyResult<Option<String>> {
+    ) -> PyResult<Reply<Option<String>>> {
         let call = Call { id: task_id, reply_to, args, tuple: as_tuple, kwargs, options };
         let publication = Box::new(target.publication(&call)?);
         if wait {
@@ -455,7 +561,7 @@ impl ChildPipe {
         } else {
             self.write(py, &frame)?;
         }
-        Ok(None)
+        Ok(Reply::Now(None))
     }
 
     /// Has the job counted as a member of its chord, after its result is written; waits for the answer, which is
@@ -466,10 +572,14 @@ impl ChildPipe {
         job: u64,
         keys: Vec<Vec<u8>>,
         arguments: Vec<Vec<u8>>,
-    ) -> PyResult<(i64, Option<i64>, Option<i64>, bool)> {
+    ) -> PyResult<Reply<Tally>> {
         let bytes = |texts: Vec<Vec<u8>>| texts.into_iter().map(Bytes::from).collect();
         let part = Part { keys: bytes(keys), arguments: bytes(arguments) };
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.looped {
+            self.write(py, &FromChild::Part { job, serial, part })?;
+            return Ok(Reply::Later(serial));
+        }
         self.inbox().stored.insert(serial, None);
         self.write(py, &FromChild::Part { job, serial, part })?;
         let answer = self.wait(py, |inbox| {
@@ -482,8 +592,7 @@ impl ChildPipe {
             }
         });
         self.inbox().stored.remove(&serial);
-        let Counted { ready, added, size, sends } = answer?.map_err(PyRuntimeError::new_err)?;
-        Ok((ready, added, size, sends))
+        answer?.map(|counted| Reply::Now(tally(counted))).map_err(PyRuntimeError::new_err)
     }
 
     /// Has a result written. With `wait` this returns when it is, or with what went wrong.
@@ -504,7 +613,7 @@ impl ChildPipe {
         content_type: String,
         content_encoding: String,
         wait: bool,
-    ) -> PyResult<Option<String>> {
+    ) -> PyResult<Reply<Option<String>>> {
         let record = Record {
             task_id: task_id.0,
             state: state.0,
@@ -517,12 +626,12 @@ impl ChildPipe {
         if !wait {
             // The outcome follows within microseconds: one write, one wake-up of the supervisor for both.
             FromChild::Store { job, confirm: None, record }.encode(&mut self.writing());
-            return Ok(None);
+            return Ok(Reply::Now(None));
         }
         // Once it leaves, its place in the pool is another's: nobody would answer.
         if job == 0 && self.inbox().leave.is_some() {
             self.write(py, &FromChild::Store { job, confirm: None, record })?;
-            return Ok(None);
+            return Ok(Reply::Now(None));
         }
         self.ask(py, |serial| FromChild::Store { job, confirm: Some(serial), record })
     }

@@ -15,6 +15,7 @@ mod life;
 mod link;
 mod outcomes;
 mod panel;
+mod ready;
 pub mod request;
 mod results;
 pub mod revoked;
