@@ -7,7 +7,8 @@
 //!   python/celeriac/cli.py, worker.py    finds the app, runs Celery's own start-up, forks the zygote, then becomes
 //!   ├─ supervisor                        this crate: one thread with a tokio runtime; Python's main thread serves hooks
 //!   └─ zygote (python/celeriac/zygote.py)  one thread, the app imported, memory frozen; forks, reaps, reports
-//!        └─ children (python/celeriac/child.py)  decode, run Celery's tracer, answer with the outcome
+//!        ├─ children (python/celeriac/child.py)  decode, run Celery's tracer, answer with the outcome
+//!        └─ children with an event loop (python/celeriac/loop.py)  the same, for coroutines, many at a time
 //! ```
 //!
 //! A process that has threads never forks: the zygote is there before the runtime is. The supervisor decodes no body
@@ -26,6 +27,13 @@
 //! A task whose `Request` or `Strategy` class is the app's own takes another way ([`worker::hosting`]): its message gets a
 //! ticket, Celery's code makes and calls the app's objects on the main thread, and what they post to the pool goes
 //! to a child as a pickled call. The settlement is theirs.
+//!
+//! A task whose function is a coroutine function runs on an event loop, as one of many. The loops are children of their
+//! own, as many as there are processes, forked only for apps that have such tasks: in a child that also computes, or in
+//! a thread of it, every coroutine would wait for the GIL, and one that does not end would take an ordinary task along.
+//! Requests for loops wait apart from the others (`worker/ready.rs`), and one is interrupted by a frame, not by a signal
+//! (`pool/loops.rs`). Celery's tracer is no coroutine and may be replaced by an integration; it runs in a greenlet, which
+//! lends it to the loop wherever it would wait.
 //!
 //! # What always holds
 //!
@@ -46,8 +54,8 @@
 //! | [`protocol`] | bytes to types: messages, protocol 1, signatures, times, Python's JSON and `repr`, result documents; no I/O |
 //! | [`broker`] | the trait, sessions, topology, the failover list; `redis`, `amqp`, `filesystem`, `memory` |
 //! | [`backend`] | the trait and the result backends |
-//! | [`pool`] | slots, frames (`ipc`), children and the zygote's end (`processes`) |
-//! | [`worker`] | the loop (`consumer`; `intake`, `outcomes`, `continuations`, `life`), its link to the broker, dispatch, acks, schedule, stopping |
+//! | [`pool`] | slots, event loops (`loops`), frames (`ipc`), children and the zygote's end (`processes`) |
+//! | [`worker`] | the loop (`consumer`; `intake`, `ready`, `outcomes`, `continuations`, `life`), its link to the broker, dispatch, acks, schedule, stopping |
 //! | [`control`], [`cluster`] | remote control as a table of commands; the logical clock |
 //! | [`native`] | tasks as async Rust functions, and the worker that runs them without Python |
 //! | [`cli`] | the command line as a table of flags |
@@ -112,6 +120,7 @@
 //! | request | a delivery accepted for a known task |
 //! | job | a request handed to the pool |
 //! | slot | the right to run one task |
+//! | loop | a child with an event loop, whose slots share one thread |
 //! | outcome | how a task ended, as data |
 //! | settlement | what the broker is told |
 //! | ticket | a message that the app's own objects decide about |

@@ -32,6 +32,22 @@ def install() -> None:
     door = cached_property(worker_class)
     door.__set_name__(Celery, "Worker")
     Celery.Worker = door
+    _add_options()
+
+
+def _add_options() -> None:
+    """What our worker takes beside Celery's options."""
+    from celery.bin.worker import worker
+
+    if not any(param.name == "async_concurrency" for param in worker.params):
+        worker.params.append(
+            click.Option(
+                ["--async-concurrency"],
+                type=int,
+                envvar="CELERIAC_ASYNC_CONCURRENCY",
+                help="Tasks that run at a time on one event loop.",
+            )
+        )
 
 
 if is_on():

@@ -24,7 +24,7 @@ from celery.utils.log import worker_logger as logger
 from celery.worker import components
 from celery.worker.consumer import Consumer
 
-from celeriac import config, hosting, ladder, zygote
+from celeriac import aio, config, hosting, ladder, zygote
 from celeriac.delayed import DelayedDelivery
 from celeriac.statefile import StateFile
 
@@ -306,6 +306,7 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         without_effect = ladder.settings_without_effect(self)
         if without_effect:
             logger.warning("Settings without effect in celeriac yet: %s.", ", ".join(without_effect))
+        aio.install(self.app)
         self.zygote = zygote.start(zygote.Plan.of(self.app, self.hostname, self.core_config))
         TimerStep.release(self.timer)
         for name in EARLY_SIGNALS:

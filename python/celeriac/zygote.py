@@ -62,6 +62,8 @@ class Plan:
     kind: str = "prefork"
     #: Tasks that run at a time in one child; more than one only with ``threads``.
     lanes: int = 1
+    #: Tasks that run at a time on one event loop.
+    async_concurrency: int = 0
     #: Whether children report their memory after each task.
     watch_memory: bool = False
     #: Whether results go through the supervisor (`celeriac.backends.decide`).
@@ -79,6 +81,7 @@ class Plan:
             hostname=hostname,
             kind=kind,
             lanes=pool["concurrency"] if kind == "threads" else 1,
+            async_concurrency=pool["async_concurrency"],
             watch_memory=pool["max_memory_per_child"] is not None,
             native_results=config["backend"]["native"],
             native_continuations=ladder.continuations(app).rung == "native",
@@ -218,7 +221,7 @@ class _Server:
             return False
         kind, number, argument, value = RECORD.unpack(record)
         if kind == FORK:
-            self.fork(number, argument, sockets[0])
+            self.fork(number, argument, sockets[0], looped=bool(value))
         elif kind == SIGNAL:
             self.signal(number, value, group=bool(argument))
         return True
@@ -226,7 +229,7 @@ class _Server:
     def report(self, kind: int, number: int, value: int = 0) -> None:
         self.control.sendall(RECORD.pack(kind, number, 0, value))
 
-    def fork(self, number: int, index: int, descriptor: int) -> None:
+    def fork(self, number: int, index: int, descriptor: int, *, looped: bool) -> None:
         signals.worker_before_create_process.send(sender=AsynPool)
         _flush()
         zygote = os.getpid()
@@ -237,12 +240,12 @@ class _Server:
             self.report(FAILED, number, error.errno or errno.EAGAIN)
             return
         if pid == 0:
-            self.become_child(zygote, number, index, descriptor)
+            self.become_child(zygote, number, index, descriptor, looped)
         os.close(descriptor)
         self.numbers[pid] = number
         self.report(FORKED, number, pid)
 
-    def become_child(self, zygote: int, number: int, index: int, descriptor: int) -> NoReturn:
+    def become_child(self, zygote: int, number: int, index: int, descriptor: int, looped: bool) -> NoReturn:
         """Never returns: above it is the zygote's own code."""
         status = 1
         try:
@@ -253,7 +256,7 @@ class _Server:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for end in (self.control, self.wakeup, self.alarm):
                 end.close()
-            status = child.main(self.plan, number, index, descriptor)
+            status = child.main(self.plan, number, index, descriptor, looped=looped)
         except BaseException:
             logger.critical("A child ends with an error outside of any task", exc_info=True)
         finally:
