@@ -2,6 +2,7 @@
 # make test      everything that CI runs; installs what it needs
 # make build     the wheel, built and installed into .venv        (PROFILE=release for an optimised one)
 # make lint      rustfmt, clippy, ruff, mypy                      make format   rewrites what rustfmt and ruff can
+# make docs      rewrites the pages that are made from tables
 # make bench     drains a queue with celeriac and with Celery's own worker
 
 SHELL := /bin/bash
@@ -18,7 +19,7 @@ BENCH ?= ../shared/bench
 # What a change of must build the wheel anew.
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src python -type f -not -name '*.pyc' -not -name '*.so')
 
-.PHONY: demo test build lint format bench clean test-rust test-python servers
+.PHONY: demo test build lint format docs bench clean test-rust test-python servers
 
 demo: build
 	$(BIN)/python demo/run.py --worker "$(or $(WORKER),celeriac)"
@@ -50,6 +51,10 @@ format: $(BIN)/.test-requirements
 	$(CARGO) fmt --all
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: build
+	$(BIN)/python -c 'from celeriac import _core; print(_core.options_reference(), end="")' > docs/options.md
+	$(BIN)/python -c 'from celeriac import settings; print(settings.reference(), end="")' > docs/settings.md
 
 build: $(BIN)/.installed-$(PROFILE)
 

@@ -299,15 +299,41 @@ def maybe_timedelta_seconds(value: float | timedelta | None) -> float | None:
 def backend(app: Celery, *, native: bool) -> dict[str, Any]:
     """`BackendConfig`."""
     conf = app.conf
-    configured = conf.result_backend
     return {
-        "url": configured if isinstance(configured, str) else "",
+        "url": backend_url(conf),
         "native": native,
         "transport_options": _options(conf.result_backend_transport_options),
         "expires": maybe_timedelta_seconds(app.backend.expires),
         "use_ssl": tls(conf.redis_backend_use_ssl),
         "persistent": bool(getattr(app.backend, "persistent", False)),
     }
+
+
+def backend_url(conf: Any) -> str:
+    """The address of the result backend. What one of Redis leaves out comes from the settings, as in Celery's backend;
+    the number of the database does so for sockets only."""
+    address = conf.result_backend
+    if not isinstance(address, str):
+        return ""
+    scheme, _, rest = address.partition("://")
+    if scheme not in {"redis", "rediss", "redis+socket", "socket"}:
+        return address
+    end = next((at for at, letter in enumerate(rest) if letter in "/?#"), len(rest))
+    netloc, rest = rest[:end], rest[end:]
+    userinfo, _, place = netloc.rpartition("@")
+    user, _, password = userinfo.partition(":")
+    user = user or quote(conf.redis_username or "", safe="")
+    password = password or quote(conf.redis_password or "", safe="")
+    if "socket" in scheme:
+        if conf.redis_db and "virtual_host=" not in rest:
+            rest += f"{'&' if '?' in rest else '?'}virtual_host={conf.redis_db}"
+    else:
+        has_port = ":" in place.rpartition("]")[2]
+        host, port = place.rsplit(":", 1) if has_port else (place, "")
+        host, port = host or conf.redis_host or "", port or conf.redis_port or ""
+        place = f"{host}:{port}" if port else host
+    userinfo = f"{user}:{password}" if password else user
+    return f"{scheme}://{userinfo}{'@' if userinfo else ''}{place}{rest}"
 
 
 def pool(worker: Worker) -> dict[str, Any]:

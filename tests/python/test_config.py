@@ -5,6 +5,7 @@ import sys
 
 import celery
 import pytest
+from celeriac import config
 from support.command import finish, python
 
 BUILD = """
@@ -330,3 +331,23 @@ def test_settings_without_effect_are_named_in_one_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Settings without effect in celeriac yet") == 1
     assert "worker_send_task_events" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "settings", "told"),
+    [
+        ("redis://host/1", {"redis_password": "p@ss"}, "redis://:p%40ss@host/1"),
+        ("redis://host:1/1", {"redis_username": "me", "redis_password": "p", "redis_db": 7}, "redis://me:p@host:1/1"),
+        ("redis://:mine@/1", {"redis_password": "p", "redis_host": "h", "redis_port": 7}, "redis://:mine@h:7/1"),
+        ("redis://[::1]/1", {"redis_port": 7, "redis_host": "h"}, "redis://[::1]:7/1"),
+        ("rediss://?ssl_cert_reqs=none", {"redis_host": "h"}, "rediss://h?ssl_cert_reqs=none"),
+        ("redis+socket:///s", {"redis_db": 3, "redis_password": "p"}, "redis+socket://:p@/s?virtual_host=3"),
+        ("redis+socket:///s?virtual_host=1", {"redis_db": 3}, "redis+socket:///s?virtual_host=1"),
+        ("redis://", {}, "redis://"),
+        ("rpc://", {"redis_host": "h"}, "rpc://"),
+    ],
+)
+def test_what_the_address_of_a_redis_backend_leaves_out_comes_from_the_settings(address, settings, told):
+    app = celery.Celery("app", set_as_current=False)
+    app.conf.update(result_backend=address, **settings)
+    assert config.backend_url(app.conf) == told

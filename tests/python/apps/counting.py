@@ -23,3 +23,13 @@ def slow(number, seconds):
     time.sleep(seconds)
     record("ran", number=number)
     return number
+
+
+@app.task(name="hold")
+def hold(number, path):
+    """Runs until the file is there."""
+    record("started", number=number, process=os.getpid())
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    record("ran", number=number)
+    return number
