@@ -55,6 +55,7 @@ format: $(BIN)/.test-requirements
 docs: build
 	$(BIN)/python -c 'from celeriac import _core; print(_core.options_reference(), end="")' > docs/options.md
 	$(BIN)/python -c 'from celeriac import settings; print(settings.reference(), end="")' > docs/settings.md
+	CELERIAC_WRITE_DOCS=1 $(CARGO) test --locked --lib metrics
 
 build: $(BIN)/.installed-$(PROFILE)
 

@@ -6,6 +6,7 @@
 //! celeriac -A proj worker …            CPython; the pid that a service manager sees
 //!   python/celeriac/cli.py, worker.py    finds the app, runs Celery's own start-up, forks the zygote, then becomes
 //!   ├─ supervisor                        this crate: one thread with a tokio runtime; Python's main thread serves hooks
+//!   ├─ beat, with -B (python/celeriac/beat.py)  Celery's own, forked beside the zygote, ends with the supervisor
 //!   └─ zygote (python/celeriac/zygote.py)  one thread, the app imported, memory frozen; forks, reaps, reports
 //!        ├─ children (python/celeriac/child.py)  decode, run Celery's tracer, answer with the outcome
 //!        └─ children with an event loop (python/celeriac/loop.py)  the same, for coroutines, many at a time
@@ -60,6 +61,8 @@
 //! | [`native`] | tasks as async Rust functions, and the worker that runs them without Python |
 //! | [`cli`] | the command line as a table of flags |
 //! | [`logging`] | the line of a received task, where Python's logging need not see it |
+//! | [`metrics`] | every metric's name in one table; what the loop counts, and the text of it |
+//! | [`probes`] | `/livez`, `/readyz`, `/metrics`: an HTTP listener on a thread of its own |
 //! | [`config`] | all that a worker is told before it starts, checked once |
 //! | `python` | the border: hooks, the child's end of the frames, the bridge to kombu; `pyo3` is named nowhere else |
 //!
@@ -102,9 +105,15 @@
 //! - **What must agree with Celery's producers is declared by Celery.** The delay queues of native delayed delivery are
 //!   shared with every Celery of the installed version, so that its own boot step declares them, once a connect.
 //! - **A queue is ours once the broker agrees.** One that is refused at run time would have every later connection refused.
+//! - **Probes on a thread of their own.** `/livez` is answered beside the runtime, from the loop's pulse: a thread that
+//!   sleeps is run at once however busy the others are, and a hung loop cannot answer for itself. Numbers are asked of
+//!   the loop, which owns them as plain integers.
 //! - **Failures of the parent in Python.** A lost child, a hard limit, a revoked or unknown task are reported through
 //!   Celery's own `Request` and backend on the main thread: rare, and right for every backend.
 //!
+//! - **Consumers of boot steps have a thread.** Celery runs them in its main loop, on its connection; ours speaks no kombu.
+//!   A thread of Python (python/celeriac/consumers.py) makes a kombu connection and calls the steps' methods itself, so
+//!   that whatever they override works, and makes the connection anew without the core.
 //! - **The app's own requests run Celery's code, not a copy of it.** Calling the hooks of a custom `Request` where Rust
 //!   passes the same points would have been cheaper and never quite right: the class that Celery derives from it, what
 //!   it posts to the pool and what comes back are all visible to it. So the parent pickles and unpickles for these
@@ -136,8 +145,10 @@ pub mod config;
 pub mod control;
 pub mod error;
 pub mod logging;
+pub mod metrics;
 pub mod native;
 pub mod pool;
+pub mod probes;
 pub mod protocol;
 #[cfg(feature = "python")]
 mod python;

@@ -78,7 +78,7 @@ class Target:
     ) -> tuple[str, str, str]: ...
 
 class Desk:
-    """What the app's own `Request` and `Strategy` objects ask of the worker; see `celeriac.hosting`."""
+    """What the app's own objects in the main process ask of the worker; see `celeriac.hosting`."""
 
     def settle(self, ticket: int, how: str) -> None: ...
     def call(
@@ -91,6 +91,9 @@ class Desk:
         hard_limit: float | None,
     ) -> None: ...
     def terminate(self, number: int, signal: int) -> None: ...
+    def consume(self, queue: str) -> None: ...
+    def cancel(self, queue: str) -> None: ...
+    def stop(self, code: int) -> None: ...
 
 class KombuPort:
     """What kombu's thread has of a broker session; see `celeriac.kombu_bridge`."""
@@ -114,6 +117,9 @@ def parse_command(name: str, arguments: list[str], env: dict[str, str], user: st
 
 def refuse_options(options: str) -> str | None:
     """Why worker options (a JSON object) cannot be served."""
+
+def own_options() -> str:
+    """The worker's options that Celery does not have, as JSON."""
 
 def options_reference() -> str:
     """All options, in Markdown."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 from celery.utils.debug import cry
 
-from celeriac import _core, kombu_bridge, ladder
+from celeriac import _core, json_lines, kombu_bridge, ladder
 from celeriac.commands import Commands
 from celeriac.hosting import Hosting
 from celeriac.incidents import Incidents
@@ -69,6 +69,9 @@ class Hooks:
     def notice(self, text: str) -> None:
         try:
             self._notice(json.loads(text))
+        except SystemExit as leaving:
+            # `WorkerShutdown`, above all: how the app's own code ends Celery's worker.
+            self.worker.fail(leaving)
         except Exception:
             logger.exception("A hook of the worker failed: %s", text)
 
@@ -98,52 +101,62 @@ class Hooks:
             case "children":
                 self.worker.pool.pids = fields
             case "say":
-                say(fields, sys.__stdout__)
+                self.worker.say(fields, sys.__stdout__)
             case "cry":
-                say(cry(), sys.__stderr__)
+                self.worker.say(cry(), sys.__stderr__)
             case "connected":
                 self.worker.consumer.connected()
+            case "lost":
+                self.worker.consumer.lost()
+            case "stopping":
+                self.worker.stopping(**fields)
 
-    def log(self, records: list[tuple[str, int, str, str | None]]) -> None:
-        for name, level, message, data in records:
+    def log(self, records: list[tuple[str, int, str, str | None, str | None]]) -> None:
+        for name, level, message, data, task in records:
             target = logging.getLogger(name)
             if not target.isEnabledFor(level):
                 continue
-            if data is None:
-                target.log(level, "%s", message)
-            else:
-                fields = json.loads(data)
-                target.log(level, "Task %(name)s[%(id)s] received", fields, extra={"data": fields})
+            with json_lines.about(json.loads(task) if task else None):
+                if data is None:
+                    target.log(level, "%s", message)
+                else:
+                    fields = json.loads(data)
+                    target.log(level, "Task %(name)s[%(id)s] received", fields, extra={"data": fields})
 
     def received(self, envelope: str, body: bytes) -> None:
-        self.incidents.received(json.loads(envelope), body)
+        parts = json.loads(envelope)
+        with json_lines.about(_headers(parts)):
+            self.incidents.received(parts, body)
 
     def report(self, incident: str, envelope: str, body: bytes, pid: int | None) -> str | None:
-        try:
-            return self.incidents.report(json.loads(incident), json.loads(envelope), body, pid)
-        except Exception:
-            logger.exception("A message could not be reported: %s", incident)
-            return None
+        parts = json.loads(envelope)
+        with json_lines.about(_headers(parts)):
+            try:
+                return self.incidents.report(json.loads(incident), parts, body, pid)
+            except Exception:
+                logger.exception("A message could not be reported: %s", incident)
+                return None
 
     def store_revoked(self, tasks: str) -> None:
         self.commands.store_revoked(json.loads(tasks))
 
     def hosted(self, event: str, envelope: str | None, data: bytes | None) -> str | None:
-        try:
-            return self.hosting.event(event, envelope, data)
-        except Exception:
-            logger.exception("A request or strategy of the app failed: %s", event)
-            return None
+        with json_lines.about(_headers(json.loads(envelope)) if envelope else None):
+            try:
+                return self.hosting.event(event, envelope, data)
+            except Exception:
+                logger.exception("A request or strategy of the app failed: %s", event)
+                return None
 
     def control(self, method: str, arguments: str) -> str | None:
-        return self.commands.run(method, json.loads(arguments))
-
-
-def say(message: Any, stream: Any) -> None:
-    """Write to the terminal, past logging and whatever stdout was replaced by."""
-    if stream is not None:
         try:
-            stream.write(f"\n{message}\n")
-            stream.flush()
-        except OSError:
-            pass
+            return self.commands.run(method, json.loads(arguments))
+        except SystemExit as leaving:
+            self.worker.fail(leaving)
+            return None
+
+
+def _headers(envelope: dict[str, Any]) -> dict[str, Any] | None:
+    """The headers of a message, where they are those of a task."""
+    headers = envelope["headers"]
+    return headers if isinstance(headers, dict) and "task" in headers else None

@@ -41,6 +41,7 @@ class Commands:
             "celeriac.deselect": self._deselect,
             "celeriac.open": self._open,
             "celeriac.seal": self._seal,
+            "celeriac.stats": self._stats,
         }
 
     def run(self, method: str, arguments: dict[str, Any]) -> str | None:
@@ -63,6 +64,16 @@ class Commands:
             logger.exception("Control command %s failed", method)
             reply = {"error": repr(exc)}
         return json.dumps(reply, default=repr)
+
+    def _stats(self, figures: dict[str, Any]) -> str:
+        """The figures of the core, with what the app's boot steps say of themselves."""
+        try:
+            for step, parent in self.worker.informative_steps():
+                figures.update(step.info(parent) or {})
+        except Exception as exc:
+            logger.exception("A boot step cannot say what to show")
+            return json.dumps({"error": repr(exc)})
+        return json.dumps(figures, default=repr)
 
     def store_revoked(self, tasks: list[dict[str, str | None]]) -> None:
         """Stores REVOKED for tasks that no child runs and that have not ended elsewhere."""

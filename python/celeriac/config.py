@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import ssl
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from datetime import datetime, timedelta
@@ -58,10 +59,24 @@ def build(worker: Worker) -> dict[str, Any]:
         "soft_time_limit": worker.soft_time_limit,
         "shutdown": shutdown(worker),
         "control": control(app),
+        "app_has_stats": any(True for _ in worker.informative_steps()),
         "heartbeat": heartbeat(worker),
         "lines": lines.config(),
+        "log_tasks": worker.log_format == "json",
+        "http": worker.http,
+        **rungs(worker),
         "log_info": wants_lines(logging.INFO),
         "log_debug": wants_lines(logging.DEBUG),
+    }
+
+
+def rungs(worker: Worker) -> dict[str, list[tuple[str, Any]]]:
+    """The ladder, where somebody may ask for it."""
+    if worker.http is None:
+        return {"rungs": [], "rung_tasks": []}
+    return {
+        "rungs": [(decision.name, decision.rung) for decision in ladder.concerns(worker)],
+        "rung_tasks": sorted(Counter(decision.rung for decision in ladder.tasks(worker)).items()),
     }
 
 

@@ -56,7 +56,7 @@ def examine(app: Celery, options: Mapping[str, Any]) -> dict[str, Any]:
     keep = {
         name: value
         for name, value in options.items()
-        if name not in {"detach", "loglevel", "logfile", "pidfile", "purge"}
+        if name not in {"detach", "log_format", "loglevel", "logfile", "pidfile", "purge"}
     }
     worker = app.subclass_with_self(Patient, name="Worker")(loglevel="ERROR", quiet=True, **keep)
     worker.refuse(ladder.refused_queues(worker))

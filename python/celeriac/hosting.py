@@ -29,15 +29,17 @@ from celery.worker.request import Request, create_request_cls
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.utils.imports import symbol_by_name
 
-from celeriac import ladder
+from celeriac import config, ladder
 from celeriac._core import Desk
 from celeriac.child import exit_of
 from celeriac.incidents import Incidents, Settled, einfo_of, signal_of
 
 if TYPE_CHECKING:
+    from celery import Celery
+
     from celeriac.worker import Worker
 
-__all__ = ["Calls", "Hosting", "Limits"]
+__all__ = ["Calls", "Hosting", "Limits", "TaskConsumer"]
 
 logger = logging.getLogger("celery.worker.request")
 pool_logger = logging.getLogger("multiprocessing")
@@ -156,7 +158,8 @@ class Calls:
 
 
 class Limits:
-    """The methods of Celery's consumer that a strategy uses which builds on Celery's own; Celery's code."""
+    """The methods of Celery's consumer that a strategy uses which builds on Celery's own, and those that add and cancel
+    queues; Celery's code."""
 
     pool: Any
     task_buckets: Any
@@ -177,6 +180,8 @@ for _name in (
     "_schedule_bucket_request",
     "_limit_task",
     "_limit_post_eta",
+    "add_task_queue",
+    "cancel_task_queue",
 ):
     if hasattr(Consumer, _name):
         setattr(Limits, _name, getattr(Consumer, _name))
@@ -190,6 +195,39 @@ class Prefetch:
 
     def decrement_eventually(self, n: int = 1) -> None:
         """Do nothing."""
+
+
+class TaskConsumer:
+    """What boot steps and control commands of the app see as `consumer.task_consumer`; Celery's own
+    `consumer.add_task_queue` and `cancel_task_queue` use it."""
+
+    def __init__(self, app: Celery, desk: Desk) -> None:
+        self._app = app
+        self._desk = desk
+
+    @property
+    def queues(self) -> list[Any]:
+        """The queues that are consumed."""
+        return list(self._app.amqp.queues.consume_from.values())
+
+    def consuming_from(self, queue: Any) -> bool:
+        """Never quite sure: the core knows, and ignores what it consumes already."""
+        return False
+
+    def add_queue(self, queue: Any) -> Any:
+        """Consumes this queue too."""
+        self._desk.consume(json.dumps(config.queue(queue)))
+        return queue
+
+    def consume(self, no_ack: bool | None = None) -> None:
+        """Added queues are consumed at once."""
+
+    def cancel_by_queue(self, queue: Any) -> None:
+        """Stops consuming this queue."""
+        self._desk.cancel(getattr(queue, "name", queue))
+
+    def qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
+        """Do nothing: the core counts what it holds itself."""
 
 
 class Hosting:

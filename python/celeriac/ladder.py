@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
-from celery import bootsteps, signals
+from celery import signals
 from celery.exceptions import ImproperlyConfigured
 
 from celeriac import _core, aio, backends
@@ -83,7 +83,7 @@ def concerns(worker: Worker) -> list[Decision]:
         backend(app),
         continuations(app),
         *_loops(worker),
-        Decision("schedule", "python", ["beat is Celery's: run `celeriac beat` beside the worker"]),
+        Decision("schedule", "python", ["beat is Celery's, beside the worker (`celeriac beat`) or with it (`-B`)"]),
         _logging(),
     ]
 
@@ -258,7 +258,6 @@ def refused_app(worker: Worker) -> list[str]:
         *_refused_settings(worker),
         *_refused_tasks(worker),
         *aio.refused(worker),
-        *_refused_steps(worker),
         *_refused_continuations(worker),
     ]
 
@@ -276,6 +275,11 @@ def _refused_settings(worker: Worker) -> Iterator[str]:
         yield f"the pool {name_of(worker.pool_cls)} is not prefork, threads or solo: {RUN_CELERY}."
     if name_of(worker.consumer_cls) != DEFAULT_CONSUMER:
         yield f"worker_consumer is {name_of(worker.consumer_cls)}, which celeriac does not run: {RUN_CELERY}."
+    if worker.timer_cls and not _has_thread(worker.timer_cls):
+        yield (
+            f"worker_timer is {name_of(worker.timer_cls)}, which is no subclass of celery.utils.timer2:Timer: boot "
+            f"steps have no event loop here but a timer with a thread. Remove the setting, or {RUN_CELERY}."
+        )
     if conf.get("worker_agent"):
         yield f"worker_agent is {name_of(conf.worker_agent)}, which celeriac does not run: {RUN_CELERY}."
     if getattr(worker, "pool_start_method", None) == "spawn":
@@ -284,6 +288,14 @@ def _refused_settings(worker: Worker) -> Iterator[str]:
             + RUN_CELERY
             + "."
         )
+
+
+def _has_thread(timer_class: Any) -> bool:
+    from celery.utils.timer2 import Timer
+    from kombu.utils.imports import symbol_by_name
+
+    found = symbol_by_name(timer_class)
+    return isinstance(found, type) and issubclass(found, Timer)
 
 
 def _refused_continuations(worker: Worker) -> Iterator[str]:
@@ -320,15 +332,6 @@ def _refused_tasks(worker: Worker) -> Iterator[str]:
                 )
 
 
-def _refused_steps(worker: Worker) -> Iterator[str]:
-    for step in consumer_steps(worker.app):
-        if issubclass(step, bootsteps.ConsumerStep):
-            yield (
-                f"the boot step {name_of(step)} consumes messages of its own, which is not supported by "
-                f"celeriac yet: {RUN_CELERY}."
-            )
-
-
 def refused_queues(worker: Worker) -> list[str]:
     """Queues that cannot be consumed. Asked last: `celeryd_after_setup` may still change them."""
     delayed = refusal(worker.app)
@@ -337,13 +340,6 @@ def refused_queues(worker: Worker) -> list[str]:
         for queue in worker.app.amqp.queues.consume_from.values()
         if queue.on_declared is not None
     ]
-
-
-def consumer_steps(app: Any) -> list[type]:
-    """The app's own consumer boot steps, by name."""
-    from kombu.utils.imports import symbol_by_name
-
-    return sorted((symbol_by_name(step) for step in app.steps["consumer"]), key=name_of)
 
 
 def settings_without_effect(worker: Worker) -> list[str]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from celery.utils.log import ColorFormatter
 
+from celeriac.json_lines import JsonFormatter
+
 __all__ = ["config"]
 
 #: The logger of that line.
@@ -21,15 +23,17 @@ def config() -> dict[str, Any] | None:
     if handler is None or handler.filters or handler.level > logging.INFO:
         return None
     formatter = handler.formatter
-    if type(formatter) is not ColorFormatter or formatter.datefmt is not None:
-        return None
-    if formatter.converter is not logging.Formatter.converter:
-        return None
-    form: str = formatter._fmt
+    as_json = type(formatter) is JsonFormatter
+    if not as_json:
+        if type(formatter) is not ColorFormatter or formatter.datefmt is not None:
+            return None
+        if formatter.converter is not logging.Formatter.converter:
+            return None
+    form = {"format": formatter._fmt or "", "json": as_json}
     if type(handler) is WatchedFileHandler:
-        return {"format": form, "path": handler.baseFilename}
+        return {**form, "path": handler.baseFilename}
     if type(handler) is logging.StreamHandler and handler.stream is sys.__stderr__:
-        return {"format": form, "path": None}
+        return {**form, "path": None}
     return None
 
 

@@ -1,18 +1,21 @@
 """The second door: `celery worker` itself, for every unit file and chart that already says so.
 
 The `celery` command imports each entry point of the group `celery.commands` before it runs anything, this
-module among them. With ``CELERIAC=1`` in the environment it makes `Celery.Worker` ours; without it nothing is
-changed.
+module among them. With ``CELERIAC=1`` in the environment it makes `Celery.Worker` ours and adds our options to
+Celery's `worker` command; without it nothing is changed.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
 import click
 from celery import Celery
 from kombu.utils.objects import cached_property
+
+from celeriac import _core
 
 SWITCH = "CELERIAC"
 
@@ -36,18 +39,22 @@ def install() -> None:
 
 
 def _add_options() -> None:
-    """What our worker takes beside Celery's options."""
+    """Gives Celery's `worker` command the options that it does not have (`src/cli/flags.rs`); the worker checks
+    their values."""
+    from celery.bin.base import CeleryOption
     from celery.bin.worker import worker
 
-    if not any(param.name == "async_concurrency" for param in worker.params):
-        worker.params.append(
-            click.Option(
-                ["--async-concurrency"],
-                type=int,
-                envvar="CELERIAC_ASYNC_CONCURRENCY",
-                help="Tasks that run at a time on one event loop.",
-            )
+    known = {param.name for param in worker.params}
+    worker.params += [
+        CeleryOption(
+            [*option["spellings"], option["name"]],
+            envvar=option["env"],
+            help=option["help"],
+            help_group=option["heading"],
         )
+        for option in json.loads(_core.own_options())
+        if option["name"] not in known
+    ]
 
 
 if is_on():

@@ -83,7 +83,11 @@ SETTINGS: dict[str, list[Setting]] = {
             "broker_failover_strategy", "supervisor,producers", "`round-robin`, `shuffle`; a function: kombu's bridge."
         ),
         Setting("broker_heartbeat", "supervisor", "AMQP heartbeat, seconds, negotiated with the server."),
-        Setting("broker_heartbeat_checkrate", "", "No effect: the connection looks twice an interval."),
+        Setting(
+            "broker_heartbeat_checkrate",
+            "start",
+            "For the connection of consumer boot steps; the core's looks twice an interval.",
+        ),
         Setting("broker_login_method", "supervisor,producers", "SASL mechanism of AMQP."),
         Setting("broker_native_delayed_delivery_queue_type", "start", "Kind of RabbitMQ's delay queues."),
         Setting("broker_pool_limit", "children,producers", "Connections that a process keeps for sending."),
@@ -242,7 +246,11 @@ SETTINGS: dict[str, list[Setting]] = {
         Setting("worker_autoscaler", "start", "Celery's own; any other class is refused."),
         Setting("worker_consumer", "start", "Celery's own; any other class is refused."),
         Setting("worker_agent", "start", "Refused when it is set."),
-        Setting("worker_timer", "start", "Class of the timer that boot steps see."),
+        Setting(
+            "worker_timer",
+            "start",
+            "Class of the timer that boot steps see; it must have a thread, as Celery's default has.",
+        ),
         Setting("worker_timer_precision", "start", "Its longest sleep, seconds."),
         Setting("worker_hijack_root_logger", "start,children", "Handlers of the root logger are removed."),
         Setting("worker_log_format", "start,children", "Lines of the log."),

@@ -8,23 +8,30 @@ runs, and `Consumer`, the last one, which runs the Rust core until the worker en
 from __future__ import annotations
 
 import atexit
+import contextlib
+import logging
 import os
 import signal
 import sys
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from celery import bootsteps, signals
+from celery import bootsteps, platforms, signals
 from celery._state import _set_task_join_will_block
 from celery.apps import worker as apps_worker
-from celery.exceptions import WorkerShutdown
+from celery.exceptions import ImproperlyConfigured, WorkerShutdown, WorkerTerminate
+from celery.platforms import EX_FAILURE
 from celery.utils.log import worker_logger as logger
 from celery.worker import components
 from celery.worker.consumer import Consumer
+from kombu.common import ignore_errors
+from kombu.utils.imports import symbol_by_name
 
-from celeriac import aio, config, hosting, ladder, zygote
+from celeriac import aio, config, consumers, hosting, json_lines, ladder, terminal, zygote
+from celeriac.beat import EmbeddedBeat
 from celeriac.delayed import DelayedDelivery
 from celeriac.statefile import StateFile
 
@@ -32,6 +39,11 @@ from celeriac.statefile import StateFile
 EX_REFUSED = 2
 
 TERM = signal.SIGTERM
+
+#: Options that Celery does not have, and where they are read from when no command line was parsed.
+OWN_VARIABLES = MappingProxyType({"http": "CELERIAC_HTTP", "log_format": "CELERIAC_LOG_FORMAT"})
+#: How often in a row the consumer's boot steps are started where a connection error keeps one from it.
+MOST_STARTS = 3
 
 #: Handled by Rust once the core runs; until then they are noted, so that an early stop is a stop.
 EARLY_SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT")
@@ -89,7 +101,6 @@ class ConsumerStandIn(hosting.Limits):
     """What boot steps and the receivers of `worker_ready` see as the consumer."""
 
     hub = None
-    task_consumer = None
     gossip = None
 
     def __init__(self, worker: Worker, prefetch_count: int) -> None:
@@ -104,50 +115,99 @@ class ConsumerStandIn(hosting.Limits):
         self.disable_rate_limits = worker.disable_rate_limits
         self.strategies: dict[str, Any] = {}
         self.qos = hosting.Prefetch()
+        self.task_consumer = hosting.TaskConsumer(worker.app, worker.pool.calls.desk)
         self.task_buckets: dict[str, Any] = defaultdict(lambda: None)
         self.on_task_message: set[Any] = set()
         self.conninfo = worker.app.connection_for_read()
         self.connection_errors = self.conninfo.connection_errors
         self.channel_errors = self.conninfo.channel_errors
-        self.connection: Any = None
+        self._connection: Any = None
+        self._of_thread = threading.local()
         self.event_dispatcher = worker.app.events.Dispatcher(hostname=worker.hostname, enabled=False)
         self.steps: list[Any] = []
         self.blueprint = ConsumerBlueprint(steps=worker.app.steps["consumer"])
         self._worker = worker
-        self._was_ready = False
+        self._was_ready = self._stopped = False
         self._delayed_delivery = DelayedDelivery(self)
+        self._consumers = consumers.Consumers(self)
+
+    @property
+    def connection(self) -> Any:
+        """A connection of kombu's, made when it is used; none while the core has none."""
+        return getattr(self._of_thread, "connection", self._connection)
+
+    def connection_of_thread(self, connection: Any) -> None:
+        """What `connection` is to the calling thread."""
+        self._of_thread.connection = connection
 
     def apply_steps(self, **options: Any) -> None:
         """Makes the app's own consumer steps."""
         self.blueprint.apply(self, **options)
+        self.steps = [
+            consumers.Aside(step, self._consumers) if isinstance(step, bootsteps.ConsumerStep) else step
+            for step in self.steps
+        ]
 
     def connected(self) -> None:
-        """The core has a broker connection. Steps get a connection of kombu's, made when it is used."""
-        if self.connection is None:
-            self.connection = self.app.connection_for_read()
+        """The core has a broker connection."""
+        self._connection = self.app.connection_for_read()
         self._delayed_delivery.connected()
+        if self._was_ready and not self._stopped:
+            self._start_steps()
+
+    def lost(self) -> None:
+        """The core has none any more: the steps are started anew with the next, those with a connection of their own
+        see to it themselves."""
+        if self.blueprint.state == bootsteps.RUN:
+            self.blueprint.restart(self)
+            # What was stopped is not stopped again when the worker ends before there is another.
+            self.blueprint.started = -1
+        self._disconnect()
 
     def ready(self) -> None:
-        """The core consumes: the first time the app's steps are started and `worker_ready` is sent."""
-        if self._was_ready:
+        """The core consumes for the first time: the app's steps are started and `worker_ready` is sent."""
+        if self._stopped:
             return
         self._was_ready = True
-        self.blueprint.start(self)
-        self._worker.ready_callback(self)
+        if self._start_steps():
+            self._consumers.go()
+            self._worker.ready_callback(self)
+
+    def _start_steps(self) -> bool:
+        for attempt in range(MOST_STARTS):
+            try:
+                self.blueprint.start(self)
+                return True
+            except Exception as exc:
+                if attempt + 1 == MOST_STARTS or not isinstance(exc, self.connection_errors):
+                    self._worker.fail(exc)
+                    return False
+                # Celery takes it for a lost connection, whoever it comes from, and begins anew.
+                logger.warning("Boot step could not start, trying again: %r", exc)
+            self.blueprint.restart(self)
+            self._disconnect()
+            self._connection = self.app.connection_for_read()
+        return False
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            ignore_errors(connection, connection.release)
 
     def close(self) -> None:
         """Called by Celery when the worker begins to stop."""
 
     def stop(self) -> None:
-        """Stops the app's consumer steps."""
+        """Stops the app's consumer steps: when the worker begins to stop, as in Celery, at the latest at its end."""
+        self._stopped = True
         self.blueprint.stop(self)
+        self._consumers.tell()
 
     def shutdown(self) -> None:
         """Called by Celery when the worker has stopped."""
+        self._consumers.join()
         self.blueprint.send_all(self, "shutdown")
-        if self.connection is not None:
-            self.connection.release()
-            self.connection = None
+        self._disconnect()
 
 
 class ConsumerBlueprint(bootsteps.Blueprint):  # type: ignore[misc]
@@ -194,6 +254,17 @@ class StateStep(components.StateDB):  # type: ignore[misc]
         w.state_file = StateFile(w)
 
 
+class BeatStep(components.Beat):  # type: ignore[misc]
+    """Celery's step for the embedded beat; the process is forked before the steps are started."""
+
+    name = components.Beat.name
+
+    def create(self, w: Worker) -> EmbeddedBeat:
+        """Celery makes the process."""
+        w.beat = EmbeddedBeat(super().create(w))
+        return w.beat
+
+
 class PoolStep(components.Pool):  # type: ignore[misc]
     """Takes the place of Celery's pool step, under its name."""
 
@@ -230,18 +301,33 @@ class ConsumerStep(components.Consumer):  # type: ignore[misc]
         from celeriac import bridge
 
         assert w.zygote is not None, "forked in on_start"
+        w.core_runs = True
         try:
             ended = bridge.run(w, w.zygote)
         except ladder.Refused as refused:
             logger.critical("%s", refused.message)
             raise WorkerShutdown(EX_REFUSED) from None
+        except ImproperlyConfigured as wrong:
+            # Of the core: whatever user code raises is dealt with in the hooks.
+            logger.critical("%s", wrong)
+            raise WorkerShutdown(EX_REFUSED) from None
+        finally:
+            w.core_runs = False
         # Before anything that is registered for the exit, as a restart is.
         w.save_state()
         if ended.restart:
-            # Celery's own way of restarting on SIGHUP: at exit this process becomes a new worker.
-            apps_worker.safe_say(f"Restarting celery worker ({' '.join(sys.argv)})", sys.__stdout__)
-            atexit.register(apps_worker._reload_current_worker)
+            w.say(f"Restarting celery worker ({' '.join(sys.argv)})", sys.__stdout__)
+            atexit.register(_become_new_worker)
+        if w.terminating:
+            raise WorkerTerminate(ended.exitcode)
         raise WorkerShutdown(ended.exitcode)
+
+
+def _become_new_worker() -> None:
+    """At exit this process becomes the same command again. Celery runs `sys.argv`, which is none where it began with
+    `python -m`, as each worker in the background does."""
+    platforms.close_open_fds([sys.__stdin__, sys.__stdout__, sys.__stderr__])
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 class Worker(apps_worker.Worker):  # type: ignore[misc]
@@ -257,14 +343,27 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
     early_signals: list[str]
     #: Whether signals reach the core.
     core_listens = False
+    #: Where probes and metrics are served.
+    http: str | None = None
+    #: How records are written: ``text``, as Celery does, or ``json``.
+    log_format = "text"
+    #: Whether it is there.
+    core_runs = False
+    #: Whether the stop began as a cold one.
+    terminating = False
+    #: Whether the steps were told that the stop begins.
+    closed = False
+    #: The embedded beat of `-B`.
+    beat: EmbeddedBeat | None
 
     class Blueprint(apps_worker.Worker.Blueprint):  # type: ignore[misc]
-        """Celery's worker steps and the app's, with ours in the place of four."""
+        """Celery's worker steps and the app's, with ours in the place of five."""
 
         replaced = MappingProxyType(
             {
                 components.Timer: TimerStep,
                 components.StateDB: StateStep,
+                components.Beat: BeatStep,
                 components.Pool: PoolStep,
                 components.Consumer: ConsumerStep,
             }
@@ -274,11 +373,44 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
             # Exchanged after sorting, so that what requires Celery's steps by name or class finds them.
             return [self.replaced.get(step, step) for step in super()._finalize_steps(steps)]
 
+        def close(self, parent: Worker) -> None:
+            """The first thing of a stop: while the core still runs, or after it where nothing else began the stop."""
+            if not parent.closed:
+                parent.closed = True
+                super().close(parent)
+
     def on_before_init(self, **kwargs: Any) -> None:
         """First thing: options that cannot be served are refused before anything of the app is asked."""
         self.early_signals = []
-        self.refuse(ladder.refused_options(kwargs))
-        super().on_before_init(**kwargs)
+        own = {name: kwargs.get(name) or os.environ.get(variable) or None for name, variable in OWN_VARIABLES.items()}
+        self.refuse(ladder.refused_options({**kwargs, **own}))
+        self.http = own["http"]
+        self.log_format = own["log_format"] or self.log_format
+        with json_lines.early() if self.log_format == "json" else contextlib.nullcontext():
+            super().on_before_init(**kwargs)
+        if self.log_format == "json":
+            # The banner is no record.
+            self.quiet = True
+
+    def setup_logging(self, colorize: bool | None = None) -> Any:
+        """Celery's own, with a formatter of ours where that is asked for."""
+        if self.log_format != "json":
+            return super().setup_logging(colorize)
+        json_lines.install(self.app.log)
+        receivers = super().setup_logging(False)
+        if not json_lines.has_effect():
+            logger.warning(
+                "--log-format json has no effect: the app has log handlers of its own, which are left alone."
+            )
+        return receivers
+
+    def say(self, message: Any, stream: Any) -> None:
+        """Writes to the terminal, past logging and its level, as Celery does; as a record where all that is written
+        is to be one."""
+        if self.log_format == "json":
+            logger.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, str(message), (), None))
+        else:
+            terminal.say(message, stream)
 
     def should_use_eventloop(self) -> bool:
         """Boot steps get Celery's threaded timer: there is no kombu event loop."""
@@ -288,6 +420,15 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         """Everything about the app is known but what `celeryd_after_setup` may change."""
         super().on_init_blueprint()
         self.refuse(ladder.refused_app(self))
+
+    def informative_steps(self) -> Iterator[tuple[Any, Any]]:
+        """Boot steps of the app that say something of themselves in `inspect stats`, each with its parent."""
+        for parent, names in ((self, "worker"), (self.consumer, "consumer")):
+            own = {symbol_by_name(step).name for step in self.app.steps[names]}
+            for step in parent.steps:
+                step = step.step if isinstance(step, consumers.Aside) else step
+                if step.name in own and type(step).info is not bootsteps.Step.info:
+                    yield step, parent
 
     def refuse(self, reasons: list[str]) -> None:
         """Ends the start-up where there is a reason to."""
@@ -307,7 +448,14 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         if without_effect:
             logger.warning("Settings without effect in celeriac yet: %s.", ", ".join(without_effect))
         aio.install(self.app)
+        # Children run what is registered for the exit; this is none of theirs.
+        if self.pidlock:
+            atexit.unregister(self.pidlock.release)
         self.zygote = zygote.start(zygote.Plan.of(self.app, self.hostname, self.core_config))
+        if self.pidlock:
+            atexit.register(self.pidlock.release)
+        if self.beat is not None:
+            self.beat.fork()
         TimerStep.release(self.timer)
         for name in EARLY_SIGNALS:
             signal.signal(getattr(signal, name), self._note_signal)
@@ -323,6 +471,37 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         for name in self.early_signals:
             os.kill(os.getpid(), getattr(signal, name))
 
+    def stopping(self, terminate: bool) -> None:
+        """Nothing more is fetched, what runs may finish: what Celery stops before its pool is stopped."""
+        self.terminating = terminate
+        self.blueprint.close(self)
+        self.consumer.stop()
+        if self.beat is not None:
+            self.beat.tell()
+
+    def fail(self, exc: BaseException) -> None:
+        """Something of the app's raised this where it ends Celery's worker, so it ends this one. From any thread."""
+        if isinstance(exc, SystemExit):
+            code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+        else:
+            logger.critical("Unrecoverable error: %r", exc, exc_info=exc)
+            code = EX_FAILURE
+        self.pool.calls.desk.stop(code)
+
+    def stop(self, in_sighandler: bool = False, exitcode: int | None = None) -> None:
+        """Celery's, once the core has ended; before, it is asked to."""
+        if self.core_runs:
+            self.pool.calls.desk.stop(exitcode or 0)
+        else:
+            super().stop(in_sighandler, exitcode)
+
+    def terminate(self, in_sighandler: bool = False) -> None:
+        """The same for a cold stop."""
+        if self.core_runs:
+            os.kill(os.getpid(), signal.SIGQUIT)
+        else:
+            super().terminate(in_sighandler)
+
     def save_state(self) -> None:
         """Writes the state file, where there is one."""
         if self.state_file is not None:
@@ -332,7 +511,7 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         """Told to stop before the core ran: it need not start. Exit statuses as the core's."""
         name = self.early_signals[0]
         how, status = ("Cold", 0) if name == "SIGQUIT" else ("Warm", 1 if name == "SIGINT" else 0)
-        apps_worker.safe_say(f"worker: {how} shutdown (MainProcess)", sys.__stdout__)
+        self.say(f"worker: {how} shutdown (MainProcess)", sys.__stdout__)
         signals.worker_shutting_down.send(sender=self.hostname, sig=name, how=how, exitcode=status)
         return WorkerShutdown(status)
 

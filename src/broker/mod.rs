@@ -126,6 +126,8 @@ pub enum Event {
     Remembered(Vec<String>),
     /// The broker no longer knows these tags (their lease was lost): their outcome must not be settled.
     Forgotten(Vec<Tag>),
+    /// So many of the messages that are held were renewed; never 0.
+    Renewed(usize),
     /// The connection is gone; nothing follows.
     Lost(BrokerError),
 }

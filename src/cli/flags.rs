@@ -22,6 +22,8 @@ pub enum Reading {
     Concurrency,
     /// `max,min` or `max`.
     Autoscale,
+    /// `host:port` or `:port`.
+    Address,
 }
 
 /// What an option does in this version.
@@ -56,6 +58,8 @@ pub struct Flag {
     pub help: &'static str,
     /// What it does in this version.
     pub effect: Effect,
+    /// Celery does not have it: python/celeriac/seam.py adds it to Celery's own command.
+    pub own: bool,
 }
 
 impl Flag {
@@ -74,6 +78,7 @@ const PLAIN: Flag = Flag {
     setting: None,
     help: "",
     effect: Effect::Works,
+    own: false,
 };
 
 const GLOBAL: Flag = Flag { heading: "Global options", ..PLAIN };
@@ -85,7 +90,6 @@ const BEAT: Flag = Flag { heading: "Embedded beat", ..PLAIN };
 const DAEMON: Flag = Flag { heading: "Daemon options", ..PLAIN };
 
 const RUN_CELERY: &str = "run `celery worker` without CELERIAC for this one";
-const RUN_BEAT: &str = "run `celery beat` beside the worker";
 const LEVELS: &[&str] = &["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "FATAL"];
 const POOLS: &[&str] = &["prefork", "eventlet", "gevent", "solo", "processes", "threads", "custom"];
 
@@ -246,6 +250,7 @@ pub const WORKER: &[Flag] = &[
         env: &["CELERIAC_ASYNC_CONCURRENCY"],
         help: "Tasks that run at a time on one event loop; there are as many loops as children where the app has \
                `async def` tasks [default: 250]",
+        own: true,
         ..POOL
     },
     Flag {
@@ -370,11 +375,19 @@ pub const WORKER: &[Flag] = &[
         ..FEATURES
     },
     Flag {
+        name: "http",
+        spellings: &["--http"],
+        reading: Reading::Address,
+        env: &["CELERIAC_HTTP"],
+        help: "Serve /livez, /readyz and /metrics there; `:PORT`: at every address of the machine [default: nowhere]",
+        own: true,
+        ..FEATURES
+    },
+    Flag {
         name: "beat",
         spellings: &["-B", "--beat"],
         reading: Reading::Switch,
-        help: "Run beat inside the worker",
-        effect: Effect::Missing(RUN_BEAT),
+        help: "Run beat beside the worker, in a process that ends with it",
         ..BEAT
     },
     Flag {
@@ -382,7 +395,6 @@ pub const WORKER: &[Flag] = &[
         spellings: &["-s", "--schedule-filename", "--schedule"],
         setting: Some("beat_schedule_filename"),
         help: "Where beat remembers what has run",
-        effect: Effect::Moot("it speaks to -B only"),
         ..BEAT
     },
     Flag {
@@ -390,7 +402,6 @@ pub const WORKER: &[Flag] = &[
         spellings: &["--scheduler"],
         setting: Some("beat_scheduler"),
         help: "Scheduler class of beat",
-        effect: Effect::Moot("it speaks to -B only"),
         ..BEAT
     },
     Flag {
@@ -398,6 +409,15 @@ pub const WORKER: &[Flag] = &[
         spellings: &["-f", "--logfile"],
         setting: Some("worker_logfile"),
         help: "Log file [default: stderr]",
+        ..DAEMON
+    },
+    Flag {
+        name: "log_format",
+        spellings: &["--log-format"],
+        reading: Reading::Choice(&["text", "json"]),
+        env: &["CELERIAC_LOG_FORMAT"],
+        help: "How records are written: Celery's text, or one JSON object a line [default: text]",
+        own: true,
         ..DAEMON
     },
     Flag {

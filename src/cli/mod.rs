@@ -12,7 +12,7 @@ mod values;
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use flags::{Effect, Flag, Reading};
 
@@ -129,6 +129,13 @@ pub fn command(
 pub fn refusal(options: &Map<String, Value>) -> Option<String> {
     flags::WORKER.iter().find_map(|flag| {
         let value = options.get(flag.name).filter(|value| is_set(value))?;
+        // Those of Celery were read by its command where they did not come through this parser.
+        if flag.own
+            && let Some(text) = value.as_str()
+            && let Err(problem) = values::value(flag, text)
+        {
+            return Some(problem);
+        }
         match flag.effect {
             Effect::Works | Effect::Moot(_) => None,
             Effect::Missing(instead) => {
@@ -145,6 +152,21 @@ pub fn refusal(options: &Map<String, Value>) -> Option<String> {
 
 fn is_set(value: &Value) -> bool {
     !(value.is_null() || *value == Value::Bool(false))
+}
+
+/// The worker's options that Celery does not have, as what python/celeriac/seam.py makes click's options of.
+pub fn own_options() -> Value {
+    let own = flags::WORKER.iter().filter(|flag| flag.own);
+    own.map(|flag| {
+        json!({
+            "name": flag.name,
+            "spellings": flag.spellings,
+            "env": flag.env,
+            "help": flag.help,
+            "heading": flag.heading,
+        })
+    })
+    .collect()
 }
 
 /// The reference of all options, in Markdown, for `docs/options.md`.

@@ -41,6 +41,7 @@ fn every_option_is_read_under_each_of_its_spellings() {
                 Reading::Level(_) => (format!("{spelling} info"), json!("INFO")),
                 Reading::Concurrency => (format!("{spelling} 3"), json!(3)),
                 Reading::Autoscale => (format!("{spelling} 2,10"), json!([10, 2])),
+                Reading::Address => (format!("{spelling} :9000"), json!(":9000")),
             };
             if matches!(flag.effect, Effect::Missing(_)) {
                 let text = complaint(&line);
@@ -49,6 +50,19 @@ fn every_option_is_read_under_each_of_its_spellings() {
                 assert_eq!(worker(&line).options[flag.name], expected, "{line}");
             }
         }
+    }
+}
+
+#[test]
+fn an_option_that_celery_does_not_have_is_checked_wherever_it_comes_from() {
+    for (name, value, complaint) in [
+        ("http", "9000", Some("Invalid value for '--http': '9000' is not host:port or :port")),
+        ("http", "localhost:9000", None),
+        ("log_format", "xml", Some("Invalid value for '--log-format': 'xml' is not one of 'text', 'json'.")),
+        ("log_format", "json", None),
+    ] {
+        let options = [(name.to_owned(), json!(value))].into_iter().collect();
+        assert_eq!(refusal(&options).as_deref(), complaint, "{name} {value}");
     }
 }
 
@@ -133,7 +147,7 @@ fn a_value_of_a_switch_in_the_environment_must_be_a_boolean() {
 
 #[test]
 fn what_is_not_there_yet_is_refused_with_what_to_do() {
-    for line in ["-B", "-E", "--autoscale 4,1", "-P gevent", "-P custom", "--pool-start-method spawn"] {
+    for line in ["-E", "--autoscale 4,1", "-P gevent", "-P custom", "--pool-start-method spawn"] {
         assert!(complaint(line).contains("is not supported by celeriac yet: "), "{line}");
     }
     for line in [
@@ -144,6 +158,7 @@ fn what_is_not_there_yet_is_refused_with_what_to_do() {
         "--pool-start-method fork",
         "--without-mingle",
         "-S state",
+        "-B -s schedule --scheduler proj:Scheduler",
     ] {
         worker(line);
     }
@@ -151,10 +166,12 @@ fn what_is_not_there_yet_is_refused_with_what_to_do() {
 
 #[test]
 fn refusals_read_the_keyword_arguments_of_both_doors() {
-    let keywords = json!({"beat": false, "autoscale": null, "concurrency": 4});
+    let keywords =
+        json!({"task_events": false, "pool_start_method": "fork", "autoscale": null, "concurrency": 4});
     assert_eq!(refusal(keywords.as_object().expect("an object")), None);
-    let keywords = json!({"beat": true});
-    assert!(refusal(keywords.as_object().expect("an object")).expect("refused").contains("-B / --beat"));
+    let keywords = json!({"pool_start_method": "spawn"});
+    let refused = refusal(keywords.as_object().expect("an object")).expect("refused");
+    assert!(refused.contains("--pool-start-method spawn"), "{refused}");
 }
 
 #[test]

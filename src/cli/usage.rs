@@ -129,6 +129,7 @@ fn value_name(reading: Reading) -> String {
         Reading::Choice(choices) | Reading::Level(choices) => choices.join("|"),
         Reading::Concurrency => "INTEGER|auto".to_owned(),
         Reading::Autoscale => "MAX,MIN".to_owned(),
+        Reading::Address => "HOST:PORT".to_owned(),
     }
 }
 
@@ -204,7 +205,8 @@ pub(super) fn reference() -> String {
     let mut text = String::from(
         "# Options\n\nMade from `src/cli/flags.rs` (`celeriac._core.options_reference`); a test compares them.\n\n\
          Each option of `celeriac worker` is also read from the environment: `CELERY_WORKER_` and its name,\n\
-         global ones from `CELERY_` and the name.\n",
+         global ones from `CELERY_` and the name. Those that Celery does not have are read from `CELERIAC_` and the name,\n\
+         too, which works for every way to start a worker.\n",
     );
     for (title, table) in
         [("celeriac", flags::GLOBALS), ("celeriac worker", flags::WORKER), ("celeriac doctor", flags::DOCTOR)]

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::flags::{Flag, Reading};
 use super::takes_value;
+use crate::probes::parse_address;
 
 /// Words that mean yes and no, as click reads them.
 const YES: [&str; 6] = ["1", "on", "t", "true", "y", "yes"];
@@ -55,7 +56,8 @@ fn in_env<'a>(flag: &Flag, env: &'a HashMap<String, String>, prefix: &str) -> Op
         .filter(|text| !text.is_empty())
 }
 
-fn value(flag: &Flag, text: &str) -> Result<Value, String> {
+/// A value as the option reads it, or what is wrong with it.
+pub(super) fn value(flag: &Flag, text: &str) -> Result<Value, String> {
     parse(flag.reading, text).map_err(|why| {
         let spellings: Vec<String> = flag.spellings.iter().map(|one| format!("'{one}'")).collect();
         format!("Invalid value for {}: {why}", spellings.join(" / "))
@@ -95,6 +97,7 @@ fn parse(reading: Reading, text: &str) -> Result<Value, String> {
             },
         },
         Reading::Autoscale => autoscale(text),
+        Reading::Address => parse_address(text).map(|_| text.into()),
     }
 }
 

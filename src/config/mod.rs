@@ -59,12 +59,27 @@ pub struct Config {
     /// Remote control; none: off.
     #[serde(default)]
     pub control: Option<Control>,
+    /// Whether boot steps of the app say something of themselves in `inspect stats`.
+    #[serde(default)]
+    pub app_has_stats: bool,
     /// Seconds between `heartbeat_sent` signals; none: nobody listens, or heartbeats are off.
     #[serde(default)]
     pub heartbeat: Option<f64>,
     /// How the lines of received tasks are written without Python; none: through its logging.
     #[serde(default)]
     pub lines: Option<LineConfig>,
+    /// Whether lines say what task they are about, as JSON ones do.
+    #[serde(default)]
+    pub log_tasks: bool,
+    /// Where probes and metrics are served; none: nowhere.
+    #[serde(default)]
+    pub http: Option<String>,
+    /// The ladder for the metrics: concerns and their rungs.
+    #[serde(default)]
+    pub rungs: Vec<(String, String)>,
+    /// The same: rungs and how many registered tasks are on each.
+    #[serde(default)]
+    pub rung_tasks: Vec<(String, u64)>,
     /// Whether INFO lines are wanted at all, so that none are built in vain.
     #[serde(default)]
     pub log_info: bool,

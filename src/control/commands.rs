@@ -250,7 +250,10 @@ fn ask(_: &Map<String, Value>, _: &mut dyn Panel) -> Answer {
 
 fn stats(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     let clock = panel.clock().value();
-    Answer::Reply(panel.stats().show(clock))
+    match panel.stats().show(clock) {
+        Value::Object(figures) if panel.app_has_stats() => Answer::Told("celeriac.stats", figures),
+        figures => Answer::Reply(figures),
+    }
 }
 
 fn requests(panel: &dyn Panel, stage: Stage, safe: bool) -> Vec<Value> {

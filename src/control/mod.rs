@@ -54,6 +54,8 @@ pub enum Answer {
     Raised(String),
     /// The app is to be asked.
     Ask,
+    /// This is the reply, but that the app adds to it: it is asked with this method and this.
+    Told(&'static str, Map<String, Value>),
     /// This queue is to be consumed; the reply depends on what the broker says.
     Consume(Box<Queue>),
     /// No reply is sent (`shutdown`).
@@ -99,6 +101,9 @@ pub fn handle(message: &Message, panel: &mut dyn Panel) -> Handled {
     tracing::debug!(target: PIDBOX, "pidbox received method {call} [reply_to:{reply_to} ticket:{ticket}]");
     match commands::run(&request, panel) {
         Answer::Ask => Handled::Ask(request),
+        Answer::Told(method, arguments) => {
+            Handled::Ask(Request { method: method.to_owned(), arguments, ..request })
+        }
         Answer::Consume(queue) => Handled::Consume(request, queue),
         answer => finish(&request, answer, panel),
     }
@@ -139,7 +144,7 @@ fn finish(request: &Request, answer: Answer, panel: &mut dyn Panel) -> Handled {
             tracing::error!(target: PIDBOX, "pidbox command error: {exception}");
             json!({"error": exception})
         }
-        Answer::Ask | Answer::Consume(_) | Answer::Silent => return Handled::Done,
+        Answer::Ask | Answer::Told(..) | Answer::Consume(_) | Answer::Silent => return Handled::Done,
     };
     let Some(reply_to) = &request.reply_to else { return Handled::Done };
     let clock = panel.clock().forward();

@@ -61,6 +61,11 @@ pub trait Panel {
     /// Figures.
     fn stats(&self) -> Stats;
 
+    /// Whether the app has figures of its own to add to them.
+    fn app_has_stats(&self) -> bool {
+        false
+    }
+
     /// Names of the registered tasks, with their rate limit as the app or the last command wrote it.
     fn tasks(&self) -> Vec<(String, Option<String>)>;
 

@@ -128,6 +128,7 @@ pub struct WorkerBuilder {
     concurrency: u32,
     prefetch_multiplier: u32,
     hostname: Option<String>,
+    http: Option<String>,
     accept: Vec<String>,
     timezone: String,
     result_expires: Option<Duration>,
@@ -148,6 +149,7 @@ impl Default for WorkerBuilder {
             concurrency: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32),
             prefetch_multiplier: 4,
             hostname: None,
+            http: None,
             accept: vec!["json".to_owned()],
             timezone: "UTC".to_owned(),
             result_expires: Some(Duration::from_secs(24 * 3600)),
@@ -224,6 +226,12 @@ impl WorkerBuilder {
     /// Name of the node; by default `celery@` and the name of the machine.
     pub fn hostname(mut self, name: impl Into<String>) -> Self {
         self.hostname = Some(name.into());
+        self
+    }
+
+    /// Serves `/livez`, `/readyz` and `/metrics` at `host:port`, or at `:port` for every address of the machine.
+    pub fn http(mut self, address: impl Into<String>) -> Self {
+        self.http = Some(address.into());
         self
     }
 
@@ -366,6 +374,7 @@ impl WorkerBuilder {
             "shutdown": {},
             "control": control,
             "log_info": true,
+            "http": self.http,
         });
         let mut config = Config::from_json(&Value::to_string(&config))?;
         let mut names = self.queues.clone();

@@ -41,6 +41,8 @@ impl Hooks for NativeHooks {
             Notice::Say(text) => tracing::warn!(target: "celery.worker", "{}", text.trim()),
             Notice::Listening
             | Notice::Connected { .. }
+            | Notice::Lost
+            | Notice::Stopping { .. }
             | Notice::Children(_)
             | Notice::Heartbeat
             | Notice::Revoked(_)

@@ -199,8 +199,27 @@ pub enum Event {
         /// Which slot.
         slot: SlotId,
     },
+    /// A child ended that nobody had told to go.
+    Gone(Gone),
     /// The pool cannot go on (its children cannot be started); the worker must end with this message.
     Broken(String),
+}
+
+/// Why a child ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// It had run its number of tasks.
+    Tasks,
+    /// A task left it above its memory limit.
+    Memory,
+    /// Killed for a task that passed its hard limit.
+    TimeLimit,
+    /// Killed for a task that was revoked with terminate, or cancelled at a cold stop.
+    Terminated,
+    /// By itself or by somebody else.
+    Lost,
+    /// Before it was up.
+    Stillborn,
 }
 
 /// Names a slot of a pool. A replaced child has the slot of the one it replaces.

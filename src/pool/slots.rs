@@ -14,7 +14,7 @@ use super::ipc::{FromChild, ToChild};
 use super::loops::{self, Cancelled};
 use super::process::Link;
 use super::zygote::{Number, human_status};
-use super::{Event, Interrupt, Job, JobId, Outcome, SlotId, StoreId};
+use super::{Event, Gone, Interrupt, Job, JobId, Outcome, SlotId, StoreId};
 
 /// When a child is replaced after a task.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,6 +54,8 @@ struct Child {
     /// Signals that the zygote has not yet confirmed. While there are any no job is given out: a soft limit
     /// must never reach the task after the one it was meant for.
     signals: u32,
+    /// Why it leaves, where it was not told to for good.
+    gone: Option<Gone>,
     /// The child is being killed: how its jobs end.
     doom: Option<Outcome>,
     kill_at: Option<Instant>,
@@ -75,6 +77,14 @@ pub(super) enum Leave {
     Stop,
     /// It is worn out and will be replaced.
     Recycle,
+}
+
+/// Why a child ends that is being killed.
+fn doomed(child: &Child) -> Option<Gone> {
+    child.doom.as_ref().map(|doom| match doom {
+        Outcome::TimedOut { .. } => Gone::TimeLimit,
+        _ => Gone::Terminated,
+    })
 }
 
 /// The pool's books.
@@ -149,6 +159,7 @@ impl Slots {
                 given: 0,
                 cancelled: Cancelled::default(),
                 signals: 0,
+                gone: None,
                 doom: None,
                 kill_at: None,
             },
@@ -303,6 +314,12 @@ impl Slots {
             return;
         }
         if lost || worn || child.doom.is_some() {
+            child.gone = Some(match doomed(child) {
+                Some(gone) => gone,
+                None if lost => Gone::Lost,
+                None if heavy => Gone::Memory,
+                None => Gone::Tasks,
+            });
             self.leave(index, Leave::Recycle);
         } else if held {
             self.release(index);
@@ -342,6 +359,7 @@ impl Slots {
         let Some(child) = self.child(index, number) else { return };
         if child.phase == Phase::Leaving && std::mem::take(&mut child.announced) {
             events.extend(slots.map(|slot| Event::Down { slot }));
+            events.extend(child.gone.map(Event::Gone));
         }
     }
 
@@ -419,6 +437,13 @@ impl Slots {
         let Some(mut child) = self.children.remove(&index) else { return false };
         let slots = self.slots(index);
         self.idle.retain(|slot| !slots.contains(slot));
+        let gone = match child.phase {
+            Phase::Starting if self.deadline.is_none() => Some(Gone::Stillborn),
+            Phase::Up if self.deadline.is_none() => doomed(&child).or(Some(Gone::Lost)),
+            // Told of when it began to leave.
+            Phase::Leaving if !child.announced => None,
+            Phase::Starting | Phase::Up | Phase::Leaving => child.gone.or(doomed(&child)),
+        };
         let status = human_status(code);
         for job in child.lanes.into_iter().flatten() {
             self.jobs.remove(&job.id);
@@ -439,6 +464,7 @@ impl Slots {
         if child.announced {
             events.extend(self.announced(index).map(|slot| Event::Down { slot }));
         }
+        events.extend(gone.map(Event::Gone));
         child.phase == Phase::Starting
     }
 

@@ -205,7 +205,23 @@ impl Stage {
     }
 
     async fn event(&mut self) -> Option<Event> {
-        timeout(PATIENCE, self.events.recv()).await.expect("no event")
+        loop {
+            match timeout(PATIENCE, self.events.recv()).await.expect("no event") {
+                Some(Event::Gone(_)) => {}
+                event => return event,
+            }
+        }
+    }
+
+    /// Why the next child ended.
+    async fn gone(&mut self) -> Gone {
+        loop {
+            match timeout(PATIENCE, self.events.recv()).await.expect("no event") {
+                Some(Event::Gone(why)) => return why,
+                Some(_) => {}
+                None => panic!("the pool is over"),
+            }
+        }
     }
 
     async fn up(&mut self) -> FakeChild {
@@ -480,7 +496,7 @@ async fn with_the_zygote_all_jobs_are_lost_and_the_worker_has_to_end() {
                 assert!(why.contains("zygote"), "{why}");
                 break;
             }
-            Some(Event::Down { .. }) => {}
+            Some(Event::Down { .. } | Event::Gone(_)) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -610,6 +626,54 @@ async fn the_deadline_of_a_stop_is_also_that_of_a_child_that_leaves_already() {
     stage.zygote.died(next, -9).await;
     stage.down().await;
     assert!(stage.event().await.is_none());
+}
+
+#[tokio::test]
+async fn it_is_told_why_a_child_ended_once_and_not_of_those_that_were_told_to_go() {
+    let mut stage = Stage::new(&PoolConfig {
+        max_tasks_per_child: Some(2),
+        max_memory_per_child: Some(100),
+        ..config(1)
+    });
+    let mut worn = stage.up().await;
+    for id in 1..=2 {
+        stage.pool.submit(job(id)).unwrap();
+        worn.hears_job().await;
+        worn.ends(id, success()).await;
+        stage.ended().await;
+    }
+    assert_eq!(stage.gone().await, Gone::Tasks);
+    let mut heavy = stage.up().await;
+    stage.zygote.died(worn, 155).await;
+    stage.pool.submit(job(3)).unwrap();
+    heavy.hears_job().await;
+    heavy.says(FromChild::Ended { job: 3, outcome: success(), memory: Some(101) }).await;
+    assert_eq!(stage.gone().await, Gone::Memory);
+    let late = stage.up().await;
+    stage.zygote.died(heavy, 155).await;
+    stage.pool.submit(job(4)).unwrap();
+    stage.pool.interrupt(4, Interrupt::HardLimit(2.5));
+    stage.zygote.signal(&late).await;
+    stage.zygote.died(late, -15).await;
+    assert_eq!(stage.gone().await, Gone::TimeLimit);
+    let revoked = stage.up().await;
+    stage.pool.submit(job(5)).unwrap();
+    stage.pool.interrupt(5, Interrupt::Terminate(15));
+    stage.zygote.signal(&revoked).await;
+    stage.zygote.died(revoked, -15).await;
+    assert_eq!(stage.gone().await, Gone::Terminated);
+    let killed = stage.up().await;
+    stage.zygote.died(killed, -9).await;
+    assert_eq!(stage.gone().await, Gone::Lost);
+    let unborn = stage.zygote.forks().await;
+    stage.zygote.died(unborn, 1).await;
+    assert_eq!(stage.gone().await, Gone::Stillborn);
+    let last = stage.up().await;
+    stage.pool.stop(Instant::now() + PATIENCE);
+    stage.zygote.died(last, 0).await;
+    while let Some(event) = timeout(PATIENCE, stage.events.recv()).await.unwrap() {
+        assert!(!matches!(event, Event::Gone(_)), "{event:?}");
+    }
 }
 
 // --- event loops ---

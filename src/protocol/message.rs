@@ -114,6 +114,12 @@ pub struct TaskHeaders {
     /// Names of the stamps.
     #[serde(default)]
     pub stamped_headers: Option<Vec<String>>,
+    /// When the broker got it, milliseconds since the epoch: RabbitMQ's interceptor sets it.
+    #[serde(default)]
+    pub timestamp_in_ms: Option<Value>,
+    /// The trace that it belongs to, as the W3C writes it. Passed on; read for log lines.
+    #[serde(default)]
+    pub traceparent: Option<Value>,
     /// The stamps.
     #[serde(default)]
     pub stamps: Option<serde_json::Map<String, Value>>,

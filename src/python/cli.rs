@@ -14,6 +14,7 @@ pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(parse_command, module)?)?;
     module.add_function(wrap_pyfunction!(refuse_options, module)?)?;
     module.add_function(wrap_pyfunction!(options_reference, module)?)?;
+    module.add_function(wrap_pyfunction!(own_options, module)?)?;
     Ok(())
 }
 
@@ -39,6 +40,12 @@ fn parse_command(
 #[pyfunction]
 fn refuse_options(options: &str) -> PyResult<Option<String>> {
     Ok(cli::refusal(&serde_json::from_str(options).map_err(wrong)?))
+}
+
+/// The worker's options that Celery does not have, as JSON.
+#[pyfunction]
+fn own_options() -> String {
+    cli::own_options().to_string()
 }
 
 /// The reference of all options, in Markdown.

@@ -76,7 +76,7 @@ impl Hooks for PyHooks {
         if let Some(lines) = &self.lines
             && record.data.is_some()
             && let Ok(mut lines) = lines.lock()
-            && lines.info(record.logger, &record.message).is_ok()
+            && lines.info(&record).is_ok()
         {
             return;
         }
@@ -180,7 +180,10 @@ pub(super) fn serve(py: Python<'_>, hooks: &Bound<'_, PyAny>, inbox: Inbox) -> P
 fn log(hooks: &Bound<'_, PyAny>, records: Vec<LogRecord>) -> PyResult<()> {
     let rows: Vec<_> = records
         .into_iter()
-        .map(|record| (record.logger, record.level, record.message, record.data.map(|data| data.to_string())))
+        .map(|record| {
+            let task = record.task.map(|task| text(&task));
+            (record.logger, record.level, record.message, record.data.map(|data| data.to_string()), task)
+        })
         .collect();
     hooks.call_method1("log", (rows,))?;
     Ok(())

@@ -1,4 +1,4 @@
-//! `celeriac._core.Desk`: what the app's own `Request` and `Strategy` objects ask of the worker, from any thread.
+//! `celeriac._core.Desk`: what the app's own objects in the main process ask of the worker, from any thread.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -61,5 +61,22 @@ impl Desk {
     /// Kills the child that runs a call.
     fn terminate(&self, number: u64, signal: i32) {
         self.order(Order::Terminate { call: number, signal });
+    }
+
+    /// Consumes a queue too; it is described as in the configuration, in JSON.
+    fn consume(&self, queue: &str) -> PyResult<()> {
+        let queue = serde_json::from_str(queue).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        self.order(Order::Consume(Box::new(queue)));
+        Ok(())
+    }
+
+    /// Stops consuming the queue of this name.
+    fn cancel(&self, queue: String) {
+        self.order(Order::Cancel(queue));
+    }
+
+    /// Ends the worker warmly with this exit status.
+    fn stop(&self, code: i32) {
+        self.order(Order::Stop { code });
     }
 }

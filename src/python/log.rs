@@ -47,6 +47,7 @@ impl Subscriber for ToPython {
             level,
             message: format!("{}{}", line.message, line.fields),
             data: None,
+            task: None,
         };
         // The main thread is gone only when the worker is over.
         let _ = self.calls.send(Call::Log(record));

@@ -187,6 +187,26 @@ impl Consumer {
         None
     }
 
+    /// Consumes a queue that the app's own code has declared; nobody waits for what comes of it.
+    pub(super) fn consume_for_app(&mut self, queue: Queue) {
+        if self.link.queues().iter().any(|known| known.name == queue.name) {
+            return;
+        }
+        let name = queue.name.clone();
+        let (answer, heard) = oneshot::channel::<Consuming>();
+        self.link.consume(queue, answer);
+        self.asking.spawn(async move {
+            if let Ok(Err(error)) = heard.await {
+                tracing::error!(
+                    target: "celery.worker.consumer.consumer",
+                    "Cannot consume from {name}: {}",
+                    error.reason()
+                );
+            }
+            Asked::Answered(None, None)
+        });
+    }
+
     /// Stops consuming the queue that is named or called so.
     pub(super) fn cancel_queue(&mut self, called: &str) {
         tracing::info!(target: "celery.worker.consumer.consumer", "Canceling queue {called}");

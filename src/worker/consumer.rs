@@ -32,7 +32,9 @@ use crate::clock;
 use crate::cluster::clock::LamportClock;
 use crate::config::Config;
 use crate::error::{BrokerError, Error};
+use crate::metrics::Counts;
 use crate::pool::{self, JobId, Pool};
+use crate::probes::Seat;
 use crate::protocol::{DeliveryInfo, Message, TaskHeaders};
 
 /// Requests that may wait for their turn under a rate limit without being counted as prefetched, so that others behind
@@ -101,7 +103,9 @@ pub(super) struct Consumer {
     pub(super) returning: HashSet<Tag>,
     pub(super) rate_limits: RateLimits,
     pub(super) jobs: Jobs,
-    pub(super) totals: HashMap<String, u64>,
+    pub(super) counts: Counts,
+    /// Where the listener of probes and metrics asks.
+    pub(super) seat: Seat,
     pub(super) shutdown: Shutdown,
     pub(super) prefetch: u32,
     pub(super) clock: LamportClock,
@@ -125,6 +129,7 @@ pub(super) struct Consumer {
     /// How much of it is for event loops.
     loop_window: u32,
     started: Instant,
+    pub(super) started_at: f64,
     pub(super) stop_until: Option<Instant>,
     pub(super) slots_up: usize,
     pub(super) connected: bool,
@@ -139,6 +144,7 @@ impl Consumer {
         pool: Box<dyn Pool>,
         hooks: Arc<dyn Hooks>,
         writes: Option<mpsc::UnboundedSender<Write>>,
+        seat: Seat,
     ) -> Result<Self, Error> {
         let rules = Rules::of(&config)?;
         let bounds = Bounds::from_env(|name| std::env::var(name).ok()).map_err(Error::Config)?;
@@ -159,7 +165,8 @@ impl Consumer {
             returning: HashSet::new(),
             rate_limits: RateLimits::default(),
             jobs: Jobs::default(),
-            totals: HashMap::new(),
+            counts: Counts::default(),
+            seat,
             shutdown: Shutdown::default(),
             prefetch,
             clock,
@@ -177,6 +184,7 @@ impl Consumer {
             told_prefetch: Some(prefetch),
             loop_window: 0,
             started: Instant::now(),
+            started_at: clock::now(),
             stop_until: None,
             slots_up: 0,
             connected: false,
@@ -191,6 +199,7 @@ impl Consumer {
     /// Runs until the worker is to end and nothing is left to do.
     pub(super) async fn run(&mut self, inbox: &mut Inbox) -> Exit {
         loop {
+            self.seat.turned();
             self.pump();
             self.link.flush();
             if self.is_over() {
@@ -208,6 +217,7 @@ impl Consumer {
                 Some(done) = self.desk.asking.join_next() => self.on_done(done),
                 Some(asked) = self.asking.join_next() => self.on_asked(asked),
                 Some(cause) = inbox.causes.recv() => self.on_cause(cause),
+                Some(question) = self.seat.questions.recv() => self.on_question(question),
                 () = tokio::time::sleep_until(until) => self.on_due(),
             }
         }
@@ -244,6 +254,7 @@ impl Consumer {
                 }
                 tracing::info!(target: "celery.worker.consumer.connection", "Connected to {address}");
                 self.connected = true;
+                self.counts.connections += 1;
                 if self.config.disable_prefetch && !self.link.broker().capabilities().parks {
                     let transport = address.split("://").next().unwrap_or_default();
                     tracing::warn!(
@@ -257,6 +268,7 @@ impl Consumer {
                 self.tell_ready();
             }
             LinkEvent::Failed { address, error, wait, attempt, most } => {
+                self.counts.connection_failures += 1;
                 let most = most.map_or_else(|| "∞".to_owned(), |most| most.to_string());
                 let then = if wait.is_zero() {
                     "Will retry using next failover.".to_owned()
@@ -287,12 +299,14 @@ impl Consumer {
                 for tag in &tags {
                     self.returning.remove(tag);
                 }
+                self.counts.leases_lost += tags.len() as u64;
                 tracing::warn!(
                     target: "celery.worker",
                     count = tags.len(),
                     "The broker gave messages of ours to somebody else, because this worker was silent for too long; they may run twice."
                 );
             }
+            LinkEvent::Broker(broker::Event::Renewed(count)) => self.counts.lease_renewals += count as u64,
             // The link ends with it and says `LinkEvent::Lost`.
             LinkEvent::Broker(broker::Event::Lost(_)) => {}
         }
@@ -320,6 +334,9 @@ impl Consumer {
 
     /// What came over a connection that the broker does not remember is no longer ours.
     fn on_lost(&mut self) {
+        if self.connected {
+            self.hooks.notice(Notice::Lost);
+        }
         self.connected = false;
         if !self.link.broker().capabilities().settles_across_sessions {
             self.drop_unstarted();
@@ -490,7 +507,7 @@ impl Consumer {
                         (None, None)
                     };
                     if !request.is_untranslated() {
-                        *self.totals.entry(request.headers.task.clone()).or_default() += 1;
+                        self.count_start(&request);
                     }
                     let job = Running {
                         request,

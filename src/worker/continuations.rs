@@ -107,6 +107,7 @@ impl Consumer {
             return;
         }
         job.reporting = true;
+        self.counts.failed(job.request.series, "OperationalError()");
         let held = std::mem::take(&mut job.held);
         let report = job.report(Incident::Unsent { reason: error.to_string() });
         // Its SUCCESS is not written.

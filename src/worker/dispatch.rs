@@ -97,6 +97,7 @@ pub fn dispatch(mut delivery: Delivery, rules: &Rules) -> Verdict {
                 expires,
                 bounced: false,
                 ticket: None,
+                series: None,
             })),
             Err((incident, settlement)) => refuse(delivery, incident, settlement),
         },

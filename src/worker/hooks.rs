@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::hosting::{Hosted, Order};
 use crate::broker::Settlement;
-use crate::protocol::{DeliveryInfo, Message};
+use crate::protocol::{DeliveryInfo, Message, TaskHeaders};
 
 /// A moment of the worker's life. Sent in order; most are not waited for.
 #[derive(Clone, Debug, Serialize)]
@@ -23,6 +23,8 @@ pub enum Notice {
         /// Masked address.
         address: String,
     },
+    /// The connection is gone; [`Notice::Connected`] tells of the next.
+    Lost,
     /// Consuming for the first time: `worker_ready`.
     Ready,
     /// A stop was asked for: `worker_shutting_down`.
@@ -33,6 +35,11 @@ pub enum Notice {
         how: &'static str,
         /// The exit status it leads to.
         exit_code: i32,
+    },
+    /// Nothing more is fetched: what consumes or schedules on the app's behalf is to end before the running tasks do.
+    Stopping {
+        /// Whether steps are terminated rather than stopped: the stop began as a cold one.
+        terminate: bool,
     },
     /// A text for the terminal, past logging, as Celery prints on signals.
     Say(String),
@@ -188,4 +195,34 @@ pub struct LogRecord {
     pub message: String,
     /// `record.data`.
     pub data: Option<Value>,
+    /// What task it is about, where lines say that.
+    pub task: Option<Box<About>>,
+}
+
+/// What task a log record is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct About {
+    /// Registered name.
+    pub task: String,
+    /// Task id.
+    pub id: String,
+    /// Id of the first task of the workflow.
+    pub root_id: Option<String>,
+    /// Id of the task that sent it.
+    pub parent_id: Option<String>,
+    /// The trace that it belongs to, as the W3C writes it.
+    pub traceparent: Option<String>,
+}
+
+impl About {
+    /// That of a message.
+    pub fn of(headers: &TaskHeaders) -> Self {
+        Self {
+            task: headers.task.clone(),
+            id: headers.id.clone(),
+            root_id: headers.root_id.clone(),
+            parent_id: headers.parent_id.clone(),
+            traceparent: headers.traceparent.as_ref().and_then(Value::as_str).map(str::to_owned),
+        }
+    }
 }

@@ -18,8 +18,9 @@ use super::hooks::Hooks;
 use super::jobs::Limit;
 use super::request::Request;
 use super::schedule::Due;
-use super::shutdown::Phase;
-use crate::broker::Settlement;
+use super::shutdown::{Cause, Phase};
+use crate::broker::topology::Queue;
+use crate::broker::{Command, Settlement};
 use crate::clock;
 use crate::config::Hosting;
 use crate::pool::{Interrupt, Job, JobId, Outcome, Work};
@@ -46,6 +47,15 @@ pub enum Order {
         call: u64,
         /// With this signal first.
         signal: i32,
+    },
+    /// Consumes a queue too.
+    Consume(Box<Queue>),
+    /// Stops consuming the queue of this name.
+    Cancel(String),
+    /// Ends the worker warmly.
+    Stop {
+        /// The exit status.
+        code: i32,
     },
 }
 
@@ -340,7 +350,7 @@ impl Consumer {
 
     /// Has the request put itself into the pool.
     pub(super) fn execute(&mut self, request: Request, ticket: Ticket) {
-        *self.totals.entry(request.headers.task.clone()).or_default() += 1;
+        self.count_start(&request);
         self.desk.held.insert(ticket, Held { request, settled: false, calls: 0 });
         self.desk.executing += 1;
         self.tell(Hosted::Execute { ticket });
@@ -388,6 +398,9 @@ impl Consumer {
                     self.pool.interrupt(*id, Interrupt::Terminate(signal));
                 }
             }
+            Order::Consume(queue) => self.consume_for_app(*queue),
+            Order::Cancel(name) => self.link.send(Command::Cancel(name)),
+            Order::Stop { code } => self.on_cause(Cause::App { code }),
         }
     }
 

@@ -9,6 +9,7 @@ use super::hooks::{Incident, LogRecord, Notice, Report};
 use super::request::Request;
 use super::revoked::Revoked;
 use super::shutdown::Phase;
+use super::watch;
 use crate::broker::{Command, Delivery, Settlement};
 use crate::clock;
 use crate::config::Hosting;
@@ -34,14 +35,24 @@ impl Consumer {
                 }
                 self.ready.push_back(*request);
             }
-            Verdict::Request(request) if request.policy.hosting == Hosting::Strategy => self.host(*request),
-            Verdict::Request(request) if returns => self.admit(*request),
-            Verdict::Request(request) => self.on_request(*request),
+            Verdict::Request(mut request) => {
+                request.series = Some(self.counts.series(&request.headers.task, &request.info.queue));
+                if returns {
+                    self.admit(*request);
+                    return;
+                }
+                self.counts.received(request.series);
+                match request.policy.hosting {
+                    Hosting::Strategy => self.host(*request),
+                    Hosting::Native | Hosting::Request => self.on_request(*request),
+                }
+            }
         }
     }
 
     fn refuse(&mut self, refusal: Refusal) {
         let Refusal { delivery, incident, settlement } = refusal;
+        watch::count_refusal(&mut self.counts, &incident);
         let report = Report { what: incident, message: delivery.message, info: delivery.info, pid: None };
         self.report(report, None, Some((delivery.handle, settlement)));
     }
@@ -59,6 +70,7 @@ impl Consumer {
                     "kwargs": request.headers.kwargsrepr.as_deref().unwrap_or(""),
                     "eta": request.headers.eta,
                 })),
+                task: self.context(&request),
             });
         }
         // As in 5.7: what is revoked by a stamp is found out when its turn comes, after `task_received`.
@@ -93,6 +105,7 @@ impl Consumer {
         if !expired && revoked.is_none() {
             return Some(request);
         }
+        self.counts.revoked(request.series);
         let by_header = match revoked {
             Some(Revoked::Stamp { name, value }) => {
                 let header = json!({name: value}).to_string();
@@ -106,7 +119,7 @@ impl Consumer {
             self.revoked.insert(id, Instant::now());
             self.hooks.notice(Notice::Revoked(vec![id.clone()]));
         }
-        tracing::info!(target: "celery.worker.request", "Discarding revoked task: {}{by_header}", request.human());
+        self.log_about(&request, 20, || format!("Discarding revoked task: {}{by_header}", request.human()));
         if let Some(ticket) = request.ticket {
             self.discard(request, ticket, expired);
             return None;

@@ -44,6 +44,7 @@ impl Consumer {
         }
         let phase = self.shutdown.phase;
         if before == Phase::Running && phase > Phase::Running {
+            self.hooks.notice(Notice::Stopping { terminate: phase > Phase::Warm });
             self.give_back();
         }
         if phase == Phase::Soft && before < Phase::Soft {

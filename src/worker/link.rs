@@ -78,6 +78,8 @@ pub(super) struct Link {
     wanted: Vec<Wanted>,
     held: HashSet<Tag>,
     outbox: VecDeque<Command>,
+    /// What was settled, by [`Settlement`].
+    settled: [u64; 4],
 }
 
 impl Link {
@@ -91,6 +93,7 @@ impl Link {
             wanted: Vec::new(),
             held: HashSet::new(),
             outbox: VecDeque::new(),
+            settled: [0; 4],
         }
     }
 
@@ -109,6 +112,21 @@ impl Link {
         &self.consume.queues
     }
 
+    /// Deliveries of which the broker has not been told.
+    pub(super) fn unsettled(&self) -> usize {
+        self.held.len()
+    }
+
+    /// How often the broker was told what, by [`Settlement`].
+    pub(super) fn settled(&self) -> [u64; 4] {
+        self.settled
+    }
+
+    /// Queues that the broker has not agreed to yet.
+    pub(super) fn wanted(&self) -> impl Iterator<Item = &str> {
+        self.wanted.iter().map(|wanted| wanted.queue.name.as_str())
+    }
+
     /// Whether the broker still owes us this delivery.
     pub(super) fn holds(&self, tag: Tag) -> bool {
         self.held.contains(&tag)
@@ -120,6 +138,7 @@ impl Link {
             tracing::debug!(target: "celery.worker", tag, ?settlement, "The broker has taken this delivery back; not settled.");
             return;
         }
+        self.settled[settlement as usize] += 1;
         match self.outbox.back_mut() {
             Some(Command::Settle(batch)) => batch.push((tag, settlement)),
             _ => self.outbox.push_back(Command::Settle(vec![(tag, settlement)])),
@@ -255,7 +274,7 @@ impl Link {
                     self.held.remove(tag);
                 }
             }
-            Event::Control(_) | Event::Remembered(_) | Event::Lost(_) => {}
+            Event::Control(_) | Event::Remembered(_) | Event::Renewed(_) | Event::Lost(_) => {}
         }
     }
 

@@ -22,6 +22,7 @@ pub mod revoked;
 pub mod schedule;
 pub mod shutdown;
 mod signals;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,7 @@ use crate::broker::{Broker, Consume};
 use crate::config::Config;
 use crate::error::Error;
 use crate::pool;
+use crate::probes::{Listener, Seat};
 use consumer::{Consumer, Inbox};
 use hooks::Hooks;
 use link::Link;
@@ -83,6 +85,10 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// When the configuration cannot be used. A worker that ran and broke says so in [`Exit::broken`].
 pub async fn run(config: Config, parts: Parts) -> Result<Exit, Error> {
+    let (_listener, seat) = match &config.http {
+        Some(address) => Listener::start(address).map(|(listener, seat)| (Some(listener), seat))?,
+        None => (None, Seat::empty()),
+    };
     let consume = Consume {
         node: config.hostname.clone(),
         queues: config.queues.clone(),
@@ -115,7 +121,7 @@ pub async fn run(config: Config, parts: Parts) -> Result<Exit, Error> {
     });
 
     let mut inbox = Inbox { pool: parts.pool.events, written, causes };
-    let mut consumer = Consumer::new(config, link, parts.pool.pool, parts.hooks, writes)?;
+    let mut consumer = Consumer::new(config, link, parts.pool.pool, parts.hooks, writes, seat)?;
     let exit = consumer.run(&mut inbox).await;
     leave(&mut consumer, inbox, tasks).await;
     Ok(exit)

@@ -10,6 +10,7 @@ use super::jobs::{Limit, Running};
 use super::request::Request;
 use super::results::{What, Write, Written};
 use super::shutdown::{Cause, Phase};
+use super::watch;
 use crate::broker::{Delivery, Handle, Settlement};
 use crate::pool::{self, Interrupt, JobId, Outcome, StoreId};
 use crate::protocol::Message;
@@ -54,6 +55,7 @@ impl Consumer {
             pool::Event::Part { job, part, confirm } => self.on_write(job, confirm, What::Part(part)),
             pool::Event::Publish { job, publication, confirm } => self.on_publish(job, publication, confirm),
             pool::Event::Ended { job, outcome } => self.on_ended(job, outcome),
+            pool::Event::Gone(why) => self.counts.child_ended(why),
             pool::Event::Broken(reason) => {
                 tracing::error!(target: "celery.worker", "Unrecoverable error: {reason}");
                 self.broken = Some(reason);
@@ -83,14 +85,12 @@ impl Consumer {
     }
 
     fn on_accepted(&mut self, id: JobId) {
+        if let Some(job) = self.jobs.get(id) {
+            let line = || format!("Task accepted: {} pid:{}", job.request.human(), job.pid);
+            self.log_about(&job.request, 10, line);
+        }
         let Some(job) = self.jobs.get_mut(id) else { return };
         job.accepted = true;
-        tracing::debug!(
-            target: "celery.worker.request",
-            "Task accepted: {} pid:{}",
-            job.request.human(),
-            job.pid
-        );
         if !job.request.policy.acks_late && !job.acknowledged {
             job.acknowledged = true;
             let tag = job.request.handle.tag();
@@ -136,6 +136,7 @@ impl Consumer {
         };
         let ending = Ending { acknowledged: job.acknowledged, killed: job.killed };
         let verdict = acks::settle(&job.request.policy, &outcome, ending);
+        watch::count_end(&mut self.counts, job, &outcome, verdict.incident.as_ref());
         job.ended = Some(verdict.settlement);
         match verdict.incident {
             None => self.finish(id),
@@ -169,6 +170,10 @@ impl Consumer {
 
     pub(super) fn on_written(&mut self, written: Written) {
         self.unwritten = self.unwritten.saturating_sub(1);
+        match written.error {
+            None => self.counts.results_written += 1,
+            Some(_) => self.counts.results_failed += 1,
+        }
         match (written.confirm, written.counted) {
             (Some(store), Some(counted)) => self.pool.counted(store, counted),
             (Some(store), None) => self.pool.stored(store, written.error),
@@ -184,12 +189,10 @@ impl Consumer {
         let Some(job) = self.jobs.get(id) else { return };
         match limit {
             Limit::Soft(seconds) => {
-                tracing::warn!(
-                    target: "celery.worker.request",
-                    "Soft time limit ({}s) exceeded for {}",
-                    job.request.limit_text(seconds),
-                    job.request.human()
-                );
+                self.log_about(&job.request, 30, || {
+                    let given = job.request.limit_text(seconds);
+                    format!("Soft time limit ({given}s) exceeded for {}", job.request.human())
+                });
                 self.pool.interrupt(id, Interrupt::SoftLimit);
             }
             Limit::Hard(seconds) => self.pool.interrupt(id, Interrupt::HardLimit(seconds)),
@@ -249,6 +252,7 @@ impl Consumer {
             return;
         }
         job.killed = Some(Kill::Revoked(signal));
+        self.counts.revoked(job.request.series);
         job.reporting = true;
         let what = Incident::Revoked {
             reason: "terminated",

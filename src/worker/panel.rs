@@ -150,7 +150,7 @@ impl Panel for Consumer {
 
     fn stats(&self) -> Stats {
         Stats {
-            total: self.totals.iter().map(|(name, count)| (name.clone(), *count)).collect(),
+            total: self.counts.totals().map(|(name, count)| (name.to_owned(), count)).collect(),
             uptime: Duration::try_from_secs_f64(self.uptime()).unwrap_or_default(),
             pool: PoolStats {
                 name: self.pool.name().to_owned(),
@@ -158,12 +158,16 @@ impl Panel for Consumer {
                 pids: self.pool.pids(),
                 max_tasks_per_child: self.config.pool.max_tasks_per_child,
                 timeouts: (self.config.soft_time_limit, self.config.time_limit),
-                writes: self.totals.values().sum(),
+                writes: self.counts.totals().map(|(_, count)| count).sum(),
                 active: self.jobs.active().count() + self.desk.running(),
             },
             broker: broker_stats(&self.link.broker().address(), &self.config.broker),
             prefetch_count: self.wanted_prefetch().unwrap_or(0),
         }
+    }
+
+    fn app_has_stats(&self) -> bool {
+        self.config.app_has_stats
     }
 
     fn tasks(&self) -> Vec<(String, Option<String>)> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::broker::{Delivery, Handle};
 use crate::config::TaskPolicy;
+use crate::metrics::SeriesId;
 use crate::pool::{Job, JobId, Work};
 use crate::protocol::{DeliveryInfo, Message, TaskHeaders};
 
@@ -30,6 +31,8 @@ pub struct Request {
     pub bounced: bool,
     /// Its number in the books of [`super::hosting`], where Python has an object for it.
     pub ticket: Option<Ticket>,
+    /// Where it is counted; none before its task is known.
+    pub series: Option<SeriesId>,
 }
 
 impl Request {
@@ -46,6 +49,7 @@ impl Request {
             expires: None,
             bounced: false,
             ticket: None,
+            series: None,
         }
     }
 

@@ -39,6 +39,11 @@ pub enum Cause {
     SoftTimeout,
     /// Something failed beyond repair; the exit status is 1.
     Failure,
+    /// The app's own code in the worker's main process.
+    App {
+        /// The exit status it wants.
+        code: i32,
+    },
 }
 
 /// Where the worker is on its way out.
@@ -74,10 +79,11 @@ impl Shutdown {
     pub fn step(&mut self, cause: Cause, busy: bool, config: &ShutdownConfig) -> Said {
         let cause = if cause == Cause::Term && config.term_is_quit { Cause::Quit } else { cause };
         match cause {
-            Cause::Term | Cause::Remote | Cause::Hup | Cause::Failure => {
+            Cause::Term | Cause::Remote | Cause::Hup | Cause::Failure | Cause::App { .. } => {
                 let (code, lines, signal) = match cause {
                     Cause::Term => (0, vec![WARM], Some(("SIGTERM", "Warm", 0))),
                     Cause::Failure => (1, vec![], None),
+                    Cause::App { code } => (code, vec![], None),
                     Cause::Hup => {
                         self.restart = true;
                         (0, vec![], None)
@@ -146,13 +152,14 @@ mod tests {
     /// The rows CLI-X1 to X5 and CLI-D4 of Celery 5.7.
     #[test]
     fn signals_lead_where_celery_says_with_its_exit_status() {
-        use Cause::{Int, Quit, Remote, SoftTimeout, Term};
+        use Cause::{App, Int, Quit, Remote, SoftTimeout, Term};
         let plain = ShutdownConfig::default();
         let soft = ShutdownConfig { soft_timeout: 5.0, ..Default::default() };
         let remapped = ShutdownConfig { term_is_quit: true, ..Default::default() };
         for (causes, busy, config, expected) in [
             (&[Term][..], true, &plain, (Phase::Warm, 0)),
             (&[Remote], true, &plain, (Phase::Warm, 0)),
+            (&[App { code: 3 }, Term], true, &plain, (Phase::Warm, 3)),
             (&[Term, Term], true, &plain, (Phase::Warm, 0)),
             (&[Int], true, &plain, (Phase::Warm, 1)),
             (&[Int, Int], true, &plain, (Phase::Cold, 1)),

@@ -191,6 +191,7 @@ impl Bench {
 
 pub(crate) fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
     Config {
+        app_has_stats: false,
         hostname: "celery@tests".to_owned(),
         broker: BrokerConfig {
             urls: vec![url],
@@ -230,6 +231,10 @@ pub(crate) fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
         control: None,
         heartbeat: None,
         lines: None,
+        log_tasks: false,
+        http: None,
+        rungs: Vec::new(),
+        rung_tasks: Vec::new(),
         log_info: true,
         log_debug: false,
     }

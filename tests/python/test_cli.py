@@ -122,7 +122,6 @@ def test_the_app_behind_the_command_is_refused_with_a_hint():
 
 
 MISSING = [
-    (["-B"], "-B / --beat"),
     (["-E"], "--task-events"),
     (["--autoscale", "4,1"], "--autoscale"),
 ]
@@ -156,8 +155,8 @@ def test_help_lists_the_options_of_the_worker_and_of_the_app(tmp_path):
 
 def test_options_of_the_app_reach_its_boot_steps_and_the_preload_signal(tmp_path):
     words = ["-A", "optional", "worker", "--team", "red", "--dry", "-Z", "paris"]
-    for program in ("celeriac", "celery"):
-        done = run(program, *words, cwd=tmp_path)
+    for program, env in (("celeriac", {}), ("celery", {"CELERIAC": "1"}), ("celery", {})):
+        done = run(program, *words, cwd=tmp_path, **env)
         assert "STEP red True" in done.stdout, done.stderr
         assert "PRELOAD paris" in done.stdout
 

@@ -126,8 +126,17 @@ def test_the_defaults_are_celery_s(plain):
             "hup_restarts": True,
             "cancel_on_connection_loss": False,
         },
+        "app_has_stats": False,
         "heartbeat": None,
-        "lines": {"format": "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s", "path": None},
+        "lines": {
+            "format": "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s",
+            "json": False,
+            "path": None,
+        },
+        "log_tasks": False,
+        "http": None,
+        "rungs": [],
+        "rung_tasks": [],
         "log_info": False,
         "log_debug": False,
     }
@@ -302,18 +311,16 @@ print(config.broker_urls(app))
         ("app.conf.worker_consumer = 'my.module:Consumer'", "worker_consumer is my.module:Consumer"),
         ("app.conf.worker_pool = 'celery.concurrency.base:BasePool'", "celery.concurrency.base:BasePool"),
         ("app.conf.worker_pool = 'gevent'", "worker_pool is gevent"),
-        ("app.steps['consumer'].add(Eater)", "Eater consumes messages of its own"),
+        (
+            "app.conf.worker_timer = 'kombu.asynchronous.timer:Timer'",
+            "worker_timer is kombu.asynchronous.timer:Timer, which is no subclass of celery.utils.timer2:Timer",
+        ),
     ],
 )
 def test_what_cannot_be_hosted_ends_the_start_with_2_and_its_name(tmp_path, broken, named):
     (tmp_path / "proj.py").write_text(f"""
 import kombu
-from celery import Celery, bootsteps
 from plain_config import app
-
-class Eater(bootsteps.ConsumerStep):
-    def get_consumers(self, channel):
-        return []
 
 app.conf.broker_url = "memory://"
 app.finalize()

@@ -62,6 +62,20 @@ def test_a_signal_that_comes_before_the_core_runs_ends_the_worker(start):
     assert said(worker)[-1] == "worker_shutdown"
 
 
+def test_a_timer_class_of_the_app_runs_what_steps_put_into_it(start):
+    worker = start(OWN_TIMER="1")
+    worker.wait_log("STEP alive")
+    assert worker.stop(signal.SIGTERM) == 0
+    lines = said(worker)
+    assert lines.index("fork with 1 thread") < lines.index("own timer starts")
+
+
+def test_a_step_that_stops_the_worker_stops_it(start):
+    worker = start(ready=False, STOP_FROM_TIMER="1")
+    assert worker.wait() == 4
+    assert said(worker)[-1] == "worker_shutdown"
+
+
 def test_hangup_restarts_the_worker_in_the_same_process(start):
     worker = start("living")
     worker.kill(signal.SIGHUP)

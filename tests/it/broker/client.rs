@@ -49,6 +49,7 @@ impl Client {
                 assert!(self.deliveries.is_empty(), "it comes before the first deliveries");
                 self.remembered = Some(texts);
             }
+            Event::Renewed(count) => assert!(count > 0, "an event without renewals"),
             Event::Lost(error) => return Some(error),
         }
         None

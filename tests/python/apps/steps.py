@@ -3,9 +3,11 @@
 import os
 import signal
 import threading
+import time
 
 from celeriac import zygote
 from celery import Celery, bootsteps, signals
+from celery.utils.timer2 import Timer
 from celery.worker.components import Pool
 
 app = Celery("steps", broker="memory://", backend="cache+memory://")
@@ -69,6 +71,36 @@ class OfConsumer(bootsteps.StartStopStep):
         say("stop OfConsumer")
 
 
+class OwnTimer(Timer):
+    def start(self, *args, **kwargs):
+        say("own timer starts")
+        super().start(*args, **kwargs)
+
+
+if os.environ.get("OWN_TIMER"):
+    app.conf.worker_timer = "steps:OwnTimer"
+
+
+class Watchdog(bootsteps.Step):
+    """Ends its worker from the thread of the timer."""
+
+    requires = ("celery.worker.components:Timer",)
+
+    def include_if(self, worker):
+        return bool(os.environ.get("STOP_FROM_TIMER"))
+
+    def create(self, worker):
+        worker.timer.call_after(0.2, self.end, (worker,))
+        worker.timer.call_at(time.time() + 3600, self.end, (worker,))
+
+    def end(self, worker):
+        if not worker.consumer.connection:
+            worker.timer.call_after(0.2, self.end, (worker,))
+        else:
+            worker.stop(exitcode=4)
+
+
+app.steps["worker"].add(Watchdog)
 app.steps["worker"].add(Liveness)
 app.steps["worker"].add(AfterPool)
 app.steps["consumer"].add(OfConsumer)

@@ -65,6 +65,10 @@ impl Live {
         for tags in rest.chunks(RENEW_BATCH) {
             self.show_life(tags).await?;
         }
+        let renewed = held.iter().filter(|tag| self.held.contains(tag)).count();
+        if renewed > 0 {
+            self.emit(Event::Renewed(renewed));
+        }
         Ok(answer)
     }
 
