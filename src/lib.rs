@@ -55,8 +55,8 @@
 //! | [`protocol`] | bytes to types: messages, protocol 1, signatures, times, Python's JSON and `repr`, result documents; no I/O |
 //! | [`broker`] | the trait, sessions, topology, the failover list; `redis`, `amqp`, `filesystem`, `memory` |
 //! | [`backend`] | the trait and the result backends |
-//! | [`pool`] | slots, event loops (`loops`), frames (`ipc`), children and the zygote's end (`processes`) |
-//! | [`worker`] | the loop (`consumer`; `intake`, `ready`, `outcomes`, `continuations`, `life`), its link to the broker, dispatch, acks, schedule, stopping |
+//! | [`pool`] | slots, event loops (`loops`), frames (`ipc`), children and the zygote's end (`processes`), when they are worn out (`wear`, `memory`) |
+//! | [`worker`] | the loop (`consumer`; `intake`, `ready`, `outcomes`, `continuations`, `life`), its link to the broker, dispatch, acks, schedule, autoscale, stopping |
 //! | [`control`], [`cluster`] | remote control as a table of commands; the logical clock |
 //! | [`native`] | tasks as async Rust functions, and the worker that runs them without Python |
 //! | [`cli`] | the command line as a table of flags |
@@ -104,6 +104,15 @@
 //!   `celery.worker.state` as they come, and pickles stay in Python.
 //! - **What must agree with Celery's producers is declared by Celery.** The delay queues of native delayed delivery are
 //!   shared with every Celery of the installed version, so that its own boot step declares them, once a connect.
+//! - **Worn children have a spare.** A fork is quick and not free: one that begins when a child has left leaves a slot
+//!   empty for that long. So a place may have a second child, up and idle, for the last moments of the first; when is
+//!   reckoned from the pace of its tasks and the growth of its memory (`pool::wear`), so that none waits for hours.
+//! - **Memory is private memory.** A child is born with the whole app resident and shares it; what it costs is what it
+//!   has for itself. The kernel tells that slowly and what is resident quickly, and the one is never more than the other:
+//!   most children are known to be light at the price of one short file.
+//! - **The app's commands ask the loop.** What an app's remote control command calls on its `state` becomes a command of
+//!   our own table, run by the loop while the main thread waits for the answer ([`worker::inside`]). The loop never waits
+//!   for the main thread, or the two would wait for each other.
 //! - **A queue is ours once the broker agrees.** One that is refused at run time would have every later connection refused.
 //! - **Probes on a thread of their own.** `/livez` is answered beside the runtime, from the loop's pulse: a thread that
 //!   sleeps is run at once however busy the others are, and a hung loop cannot answer for itself. Numbers are asked of
@@ -135,6 +144,7 @@
 //! | ticket | a message that the app's own objects decide about |
 //! | call | a pickled function that such an object has a child run |
 //! | incident | what the parent reports because no child will |
+//! | spare | a child that is up and waits to take over the slots of one that is worn out |
 
 pub mod backend;
 pub mod broker;

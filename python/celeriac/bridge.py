@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import signals
 from celery.utils.debug import cry
+from kombu.utils import json as kombu_json
 
 from celeriac import _core, json_lines, kombu_bridge, ladder
 from celeriac.commands import Commands
@@ -150,7 +151,7 @@ class Hooks:
 
     def control(self, method: str, arguments: str) -> str | None:
         try:
-            return self.commands.run(method, json.loads(arguments))
+            return self.commands.run(method, kombu_json.loads(arguments))
         except SystemExit as leaving:
             self.worker.fail(leaving)
             return None

@@ -87,7 +87,7 @@ def _prefork_body(plan: Plan, descriptor: int, looped: bool) -> None:
     billiard_common._should_have_exited[0] = False
     for name in ("SIGQUIT", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
-    pipe = ChildPipe(descriptor, watch_memory=plan.watch_memory, looped=looped)
+    pipe = ChildPipe(descriptor, looped=looped)
     run = _looped(plan, pipe) if looped else _one_by_one(plan, pipe)
     status: int | None = EX_FAILURE
     try:
@@ -130,7 +130,7 @@ def _in_main_process(plan: Plan, descriptor: int) -> int:
     for name in ("SIGTERM", "SIGQUIT", "SIGHUP", "SIGINT", "SIGUSR1"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     platforms.set_mp_process_title("celeryd", hostname=plan.hostname)
-    pipe = ChildPipe(descriptor, watch_memory=plan.watch_memory)
+    pipe = ChildPipe(descriptor)
     app = plan.app
     writer = backends.install(app, pipe) if plan.native_results else None
     _set_task_join_will_block(True)

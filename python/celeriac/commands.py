@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery import states
+from celery.utils.collections import AttributeDict
 from celery.utils.objects import Bunch
 from celery.worker.consumer import Consumer
 from celery.worker.control import Panel
 from kombu import serialization
+from kombu.utils import json as kombu_json
 from kombu.utils.encoding import ensure_bytes
 
 from celeriac import config
@@ -52,18 +54,18 @@ class Commands:
         command = Panel.data.get(method)
         if command is None:
             return None
-        state = Bunch(
-            app=self.app,
-            hostname=self.worker.hostname,
-            consumer=self.worker.consumer,
-            tset=set,
-        )
+        consumer = self.worker.consumer
+        state = AttributeDict(app=self.app, hostname=self.worker.hostname, consumer=consumer, tset=set)
+        consumer.qos.meant = True
         try:
             reply = command(state, **arguments)
         except Exception as exc:
             logger.exception("Control command %s failed", method)
             reply = {"error": repr(exc)}
-        return json.dumps(reply, default=repr)
+        finally:
+            consumer.qos.meant = False
+        # As text: what Python writes, `Infinity` above all, is not JSON to everybody.
+        return json.dumps(_as_json(reply))
 
     def _stats(self, figures: dict[str, Any]) -> str:
         """The figures of the core, with what the app's boot steps say of themselves."""
@@ -125,7 +127,7 @@ class Commands:
         """The reply as the app's serializer writes it."""
         try:
             content_type, content_encoding, body = serialization.dumps(
-                json.loads(reply["body"]), serializer=reply["serializer"]
+                kombu_json.loads(reply["body"]), serializer=reply["serializer"]
             )
         except Exception as exc:
             pidbox_logger.error("A reply could not be encoded: %r", exc)
@@ -137,3 +139,11 @@ class Commands:
                 "body": base64.b64encode(ensure_bytes(body)).decode(),
             }
         )
+
+
+def _as_json(reply: Any) -> str:
+    """A reply as kombu's JSON has it; what that cannot express as its `repr`."""
+    try:
+        return str(kombu_json.dumps(reply))
+    except Exception:
+        return json.dumps(reply, default=repr)

@@ -19,6 +19,7 @@ from urllib.parse import quote
 from billiard.common import REMAP_SIGTERM
 from celery import signals
 from celery.utils.time import rate
+from celery.worker.autoscale import AUTOSCALE_KEEPALIVE
 from kombu.serialization import prepare_accept_content, registry
 from kombu.transport.base import to_rabbitmq_queue_arguments
 from kombu.utils.url import url_to_parts
@@ -46,6 +47,7 @@ def build(worker: Worker) -> dict[str, Any]:
         "queues": [queue(one) for one in app.amqp.queues.consume_from.values()],
         "backend": backend(app, native=ladder.backend(app).rung == "native"),
         "pool": pool(worker),
+        "autoscale": autoscale(worker),
         "prefetch_multiplier": max(worker.prefetch_multiplier, 0),
         "disable_prefetch": bool(conf.get("worker_disable_prefetch")),
         "eta_task_limit": conf.get("worker_eta_task_limit"),
@@ -358,13 +360,24 @@ def pool(worker: Worker) -> dict[str, Any]:
     return {
         "kind": kind,
         # The solo pool runs one task at a time, whatever -c says.
-        "concurrency": 1 if kind == "solo" else worker.concurrency,
+        "concurrency": 1 if kind == "solo" else worker.min_concurrency,
         "max_tasks_per_child": worker.max_tasks_per_child or None,
         "max_memory_per_child": worker.max_memory_per_child or None,
         # As many loops as processes: both share the processors that -c was chosen for.
         "loops": worker.concurrency if looped else 0,
         "async_concurrency": aio.concurrency(worker) if looped else 0,
         "proc_alive_timeout": worker.app.conf.worker_proc_alive_timeout,
+    }
+
+
+def autoscale(worker: Worker) -> dict[str, Any] | None:
+    """`AutoscaleConfig`; none where the pool has the size that it is told."""
+    if not worker.autoscale:
+        return None
+    return {
+        "max": worker.max_concurrency,
+        "min": worker.min_concurrency,
+        "keepalive": AUTOSCALE_KEEPALIVE,
     }
 
 

@@ -37,6 +37,7 @@ from celeriac.incidents import Incidents, Settled, einfo_of, signal_of
 if TYPE_CHECKING:
     from celery import Celery
 
+    from celeriac.pooling import PoolStandIn
     from celeriac.worker import Worker
 
 __all__ = ["Calls", "Hosting", "Limits", "TaskConsumer"]
@@ -188,13 +189,31 @@ for _name in (
 
 
 class Prefetch:
-    """What a strategy raises and lowers as `consumer.qos`: nothing, the core counts what it holds itself."""
+    """`consumer.qos`.
+
+    What a strategy raises and lowers for its requests is nothing: the core counts what it holds. What a command of
+    remote control changes (`meant`) is the prefetch.
+    """
+
+    def __init__(self, pool: PoolStandIn) -> None:
+        self.meant = False
+        self._pool = pool
+
+    @property
+    def value(self) -> int:
+        """Messages that may be unsettled."""
+        count: int = self._pool.ask("stats")["prefetch_count"]
+        return count
 
     def increment_eventually(self, n: int = 1) -> None:
-        """Do nothing."""
+        """So many more."""
+        if self.meant:
+            self._pool.calls.desk.prefetch(max(n, 0))
 
     def decrement_eventually(self, n: int = 1) -> None:
-        """Do nothing."""
+        """So many less."""
+        if self.meant:
+            self._pool.calls.desk.prefetch(-n)
 
 
 class TaskConsumer:
@@ -244,6 +263,14 @@ class Hosting:
         self.requests: dict[int, Any] = {}
         self.strategies: dict[str, Any] = {}
         self.classes: dict[str, Any] = {}
+        incidents.classes = self.classes
+        worker.tasks_changed = self.refresh
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Makes the strategies and the classes of requests, of the tasks that there are now."""
+        self.strategies.clear()
+        self.classes.clear()
         if any(ladder.hosting(task) == "strategy" for task in self.app.tasks.values()):
             self.consumer.reset_rate_limits()
         for name, task in self.app.tasks.items():
@@ -253,7 +280,6 @@ class Hosting:
                 case "request":
                     self.classes[name] = self.request_class(task)
         self.consumer.strategies.update(self.strategies)
-        incidents.classes = self.classes
 
     def _strategy(self, task: Any) -> Any:
         try:

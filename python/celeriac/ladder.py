@@ -38,6 +38,7 @@ POOLS = {
 }
 
 DEFAULT_CONSUMER = "celery.worker.consumer:Consumer"
+DEFAULT_AUTOSCALER = "celery.worker.autoscale:Autoscaler"
 DEFAULT_STRATEGY = "celery.worker.strategy:default"
 DEFAULT_REQUEST = "celery.worker.request:Request"
 
@@ -256,6 +257,7 @@ def refused_app(worker: Worker) -> list[str]:
     """What the app has that celeriac cannot host, each with what to do."""
     return [
         *_refused_settings(worker),
+        *_refused_autoscale(worker),
         *_refused_tasks(worker),
         *aio.refused(worker),
         *_refused_continuations(worker),
@@ -288,6 +290,24 @@ def _refused_settings(worker: Worker) -> Iterator[str]:
             + RUN_CELERY
             + "."
         )
+
+
+def _refused_autoscale(worker: Worker) -> Iterator[str]:
+    from celery.worker import autoscale
+
+    bounds = worker.options.get("autoscale")
+    if not bounds:
+        return
+    kind = pool_kind(worker.pool_cls)
+    if kind in ("threads", "solo"):
+        yield f"--autoscale needs processes, and the pool is {kind}: leave it out, or use -P prefork."
+    if name_of(worker.autoscaler_cls) != DEFAULT_AUTOSCALER:
+        yield (
+            f"worker_autoscaler is {name_of(worker.autoscaler_cls)}, which celeriac does not run: leave the setting "
+            f"out, or {RUN_CELERY}."
+        )
+    if autoscale.AUTOSCALE_KEEPALIVE <= 0:
+        yield f"AUTOSCALE_KEEPALIVE is {autoscale.AUTOSCALE_KEEPALIVE:g}: it must be more than 0 seconds."
 
 
 def _has_thread(timer_class: Any) -> bool:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import logging
 import os
 import signal
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -25,7 +26,7 @@ from celery.apps import worker as apps_worker
 from celery.exceptions import ImproperlyConfigured, WorkerShutdown, WorkerTerminate
 from celery.platforms import EX_FAILURE
 from celery.utils.log import worker_logger as logger
-from celery.worker import components
+from celery.worker import autoscale, components
 from celery.worker.consumer import Consumer
 from kombu.common import ignore_errors
 from kombu.utils.imports import symbol_by_name
@@ -33,12 +34,11 @@ from kombu.utils.imports import symbol_by_name
 from celeriac import aio, config, consumers, hosting, json_lines, ladder, terminal, zygote
 from celeriac.beat import EmbeddedBeat
 from celeriac.delayed import DelayedDelivery
+from celeriac.pooling import AutoscalerStep, PoolStandIn
 from celeriac.statefile import StateFile
 
 #: Exit status of a worker whose app asks for what celeriac cannot do; as for other usage errors.
 EX_REFUSED = 2
-
-TERM = signal.SIGTERM
 
 #: Options that Celery does not have, and where they are read from when no command line was parsed.
 OWN_VARIABLES = MappingProxyType({"http": "CELERIAC_HTTP", "log_format": "CELERIAC_LOG_FORMAT"})
@@ -47,54 +47,6 @@ MOST_STARTS = 3
 
 #: Handled by Rust once the core runs; until then they are noted, so that an early stop is a stop.
 EARLY_SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT")
-
-
-class PoolStandIn:
-    """What boot steps and signal handlers see as `worker.pool`; the pool itself is run by Rust."""
-
-    signal_safe = True
-    is_green = False
-    task_join_will_block = True
-
-    def __init__(self, worker: Worker) -> None:
-        self.app = worker.app
-        self.limit: int = worker.concurrency
-        #: Process ids of the children, kept by the bridge.
-        self.pids: list[int] = []
-        self.calls = hosting.Calls()
-        self._worker = worker
-
-    def apply_async(
-        self,
-        target: Callable[..., Any],
-        args: Iterable[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> hosting.Applied:
-        """Has a child run a function that can be pickled; limits and callbacks as in Celery's pools."""
-        return self.calls.post(target, args, kwargs, options)
-
-    def terminate_job(self, pid: int, signal: int | None = None) -> None:
-        """Kills a child, if it runs what came through `apply_async`."""
-        self.calls.terminate(pid, signal or TERM)
-
-    @property
-    def num_processes(self) -> int:
-        """Children: as many as were asked for, more once the pool was told to grow."""
-        return max(len(self.pids), self.limit)
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """As `inspect stats` shows it."""
-        worker = self._worker
-        return {
-            "implementation": ladder.name_of(worker.pool_cls),
-            "max-concurrency": self.limit,
-            "processes": list(self.pids),
-            "max-tasks-per-child": worker.max_tasks_per_child or "N/A",
-            "put-guarded-by-semaphore": False,
-            "timeouts": [worker.soft_time_limit or 0, worker.time_limit or 0],
-        }
 
 
 class ConsumerStandIn(hosting.Limits):
@@ -114,7 +66,7 @@ class ConsumerStandIn(hosting.Limits):
         self.prefetch_multiplier = worker.prefetch_multiplier
         self.disable_rate_limits = worker.disable_rate_limits
         self.strategies: dict[str, Any] = {}
-        self.qos = hosting.Prefetch()
+        self.qos = hosting.Prefetch(worker.pool)
         self.task_consumer = hosting.TaskConsumer(worker.app, worker.pool.calls.desk)
         self.task_buckets: dict[str, Any] = defaultdict(lambda: None)
         self.on_task_message: set[Any] = set()
@@ -147,6 +99,19 @@ class ConsumerStandIn(hosting.Limits):
             consumers.Aside(step, self._consumers) if isinstance(step, bootsteps.ConsumerStep) else step
             for step in self.steps
         ]
+
+    def call_soon(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Calls it: this is the only thread that does."""
+        function(*args, **kwargs)
+
+    def update_strategies(self) -> None:
+        """Tells the core of the tasks that there are now."""
+        policies = {name: config.task_policy(task) for name, task in self.app.tasks.items()}
+        self.pool.calls.desk.tasks(json.dumps(policies))
+        self._worker.tasks_changed()
+
+    def _update_prefetch_count(self, index: int = 0) -> None:
+        """The prefetch follows the pool by itself."""
 
     def connected(self) -> None:
         """The core has a broker connection."""
@@ -290,7 +255,8 @@ class ConsumerStep(components.Consumer):  # type: ignore[misc]
 
     def create(self, w: Worker) -> ConsumerStandIn:
         """The stand-in, and the app's own consumer steps."""
-        consumer = w.consumer = ConsumerStandIn(w, w.concurrency * w.prefetch_multiplier)
+        most = max(w.max_concurrency, 1) if w.max_concurrency else w.concurrency
+        consumer = w.consumer = ConsumerStandIn(w, most * w.prefetch_multiplier)
         consumer.apply_steps(**w.options)
         return consumer
 
@@ -355,6 +321,8 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
     closed = False
     #: The embedded beat of `-B`.
     beat: EmbeddedBeat | None
+    #: Called when there are other tasks than before.
+    tasks_changed: Callable[[], None] = staticmethod(lambda: None)
 
     class Blueprint(apps_worker.Worker.Blueprint):  # type: ignore[misc]
         """Celery's worker steps and the app's, with ours in the place of five."""
@@ -365,6 +333,7 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
                 components.StateDB: StateStep,
                 components.Beat: BeatStep,
                 components.Pool: PoolStep,
+                autoscale.WorkerComponent: AutoscalerStep,
                 components.Consumer: ConsumerStep,
             }
         )
@@ -470,6 +439,19 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         self.core_listens = True
         for name in self.early_signals:
             os.kill(os.getpid(), getattr(signal, name))
+
+    def reload(self, modules: Iterable[str] | None = None, reload: bool = False, reloader: Any = None) -> None:
+        """Loads modules here, as Celery does, and has every child replaced by one that has loaded them too."""
+        names = set(self.app.loader.task_modules if modules is None else modules or ())
+        list(self._reload_modules(names, force_reload=reload, reloader=reloader))
+        self.consumer.update_strategies()
+        self.consumer.reset_rate_limits()
+        self.pool.restart(names, reload=bool(reload))
+
+    def stats(self) -> dict[str, Any]:
+        """What `inspect stats` shows."""
+        shown: dict[str, Any] = self.pool.ask("stats")
+        return shown
 
     def stopping(self, terminate: bool) -> None:
         """Nothing more is fetched, what runs may finish: what Celery stops before its pool is stopped."""

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import gc
 import importlib
+import json
 import os
 import select
 import signal
@@ -24,13 +25,15 @@ from typing import Any, NamedTuple, NoReturn
 from celery import platforms, signals
 from celery.concurrency.asynpool import AsynPool
 from celery.utils.log import get_logger
+from celery.utils.objects import Bunch
+from celery.worker import WorkController
 
 from celeriac import child, ladder
 
 logger = get_logger("celery.pool")
 
 RECORD = struct.Struct("<BIIi")
-FORK, SIGNAL = 1, 2
+FORK, SIGNAL, RELOAD = 1, 2, 3
 FORKED, FAILED, SIGNALLED, EXITED = 1, 2, 3, 4
 
 #: Signals that a terminal or a service manager sends to every process of the worker: the supervisor alone
@@ -64,8 +67,6 @@ class Plan:
     lanes: int = 1
     #: Tasks that run at a time on one event loop.
     async_concurrency: int = 0
-    #: Whether children report their memory after each task.
-    watch_memory: bool = False
     #: Whether results go through the supervisor (`celeriac.backends.decide`).
     native_results: bool = False
     #: Whether callbacks and chain steps go through the supervisor (`celeriac.continuations.decide`).
@@ -82,7 +83,6 @@ class Plan:
             kind=kind,
             lanes=pool["concurrency"] if kind == "threads" else 1,
             async_concurrency=pool["async_concurrency"],
-            watch_memory=pool["max_memory_per_child"] is not None,
             native_results=config["backend"]["native"],
             native_continuations=ladder.continuations(app).rung == "native",
         )
@@ -224,10 +224,29 @@ class _Server:
             self.fork(number, argument, sockets[0], looped=bool(value))
         elif kind == SIGNAL:
             self.signal(number, value, group=bool(argument))
+        elif kind == RELOAD:
+            text = b""
+            while len(text) < argument:
+                part = self.control.recv(argument - len(text))
+                if not part:
+                    return False
+                text += part
+            self.reload(**json.loads(text))
         return True
 
-    def report(self, kind: int, number: int, value: int = 0) -> None:
-        self.control.sendall(RECORD.pack(kind, number, 0, value))
+    def reload(self, modules: list[str], reload: bool) -> None:
+        """Loads modules, for the children that are forked from now on; as the supervisor has loaded them."""
+        app = self.plan.app
+        for module in modules:
+            try:
+                WorkController._maybe_reload_module(Bunch(app=app), module, force_reload=reload)
+            except Exception:
+                logger.exception("Module %s could not be loaded for the children", module)
+        gc.collect()
+        gc.freeze()
+
+    def report(self, kind: int, number: int, value: int = 0, argument: int = 0) -> None:
+        self.control.sendall(RECORD.pack(kind, number, argument, value))
 
     def fork(self, number: int, index: int, descriptor: int, *, looped: bool) -> None:
         signals.worker_before_create_process.send(sender=AsynPool)
@@ -276,11 +295,11 @@ class _Server:
     def reap(self) -> None:
         while self.numbers:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
             number = self.numbers.pop(pid, None)
             if number is not None:
-                self.report(EXITED, number, os.waitstatus_to_exitcode(status))
+                self.report(EXITED, number, os.waitstatus_to_exitcode(status), usage.ru_maxrss)

@@ -303,7 +303,7 @@ pub const WORKER: &[Flag] = &[
         spellings: &["--max-memory-per-child"],
         reading: Reading::Integer,
         setting: Some("worker_max_memory_per_child"),
-        help: "Replace a child after the task that left it above so many KiB",
+        help: "Replace a child after the task in which it has more than so many KiB for itself",
         ..POOL
     },
     Flag {
@@ -368,10 +368,7 @@ pub const WORKER: &[Flag] = &[
         name: "autoscale",
         spellings: &["--autoscale"],
         reading: Reading::Autoscale,
-        help: "Most and fewest children: `max,min`",
-        effect: Effect::Missing(
-            "use -c with the larger number; idle children cost little, as they share the app's memory",
-        ),
+        help: "Most and fewest children: `max,min`; the pool follows the number of tasks (prefork)",
         ..FEATURES
     },
     Flag {

@@ -25,6 +25,9 @@ pub struct Config {
     pub backend: BackendConfig,
     /// Pool.
     pub pool: PoolConfig,
+    /// `--autoscale`; none: the pool has the size that it is told.
+    #[serde(default)]
+    pub autoscale: Option<AutoscaleConfig>,
     /// `worker_prefetch_multiplier`; 0: no bound.
     pub prefetch_multiplier: u32,
     /// `worker_disable_prefetch`.
@@ -88,8 +91,19 @@ pub struct Config {
     pub log_debug: bool,
 }
 
-/// What a task's attributes say about settling and limits.
+/// `--autoscale`.
 #[derive(Clone, Debug, Deserialize)]
+pub struct AutoscaleConfig {
+    /// Most processes.
+    pub max: u32,
+    /// Fewest; what the pool starts with.
+    pub min: u32,
+    /// `AUTOSCALE_KEEPALIVE`: seconds without work before it shrinks.
+    pub keepalive: f64,
+}
+
+/// What a task's attributes say about settling and limits.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct TaskPolicy {
     /// `acks_late`.
     #[serde(default)]
@@ -209,6 +223,7 @@ impl Config {
 
     /// How many deliveries may be unsettled before any waits for its `eta`; 0: no bound.
     pub fn prefetch(&self) -> u32 {
-        self.prefetch_multiplier.saturating_mul(self.pool.concurrency.max(1))
+        let most = self.autoscale.as_ref().map_or(self.pool.concurrency, |autoscale| autoscale.max);
+        self.prefetch_multiplier.saturating_mul(most.max(1))
     }
 }

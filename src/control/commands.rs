@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::panel::{Panel, Stage};
@@ -15,7 +16,8 @@ use crate::worker::revoked::matching;
 const LOGGER: &str = "celery.worker.control";
 
 /// Whether a command asks or changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// `celery inspect`.
     Inspect,
@@ -35,6 +37,7 @@ enum Others {
 type Run = fn(&Map<String, Value>, &mut dyn Panel) -> Answer;
 
 /// A row of the table.
+#[derive(Serialize)]
 pub struct Command {
     /// Its name.
     pub name: &'static str,
@@ -43,7 +46,9 @@ pub struct Command {
     /// Asks or changes.
     pub kind: Kind,
     required: &'static [&'static str],
+    #[serde(skip)]
     others: Others,
+    #[serde(skip)]
     run: Run,
 }
 
@@ -73,6 +78,9 @@ pub const COMMANDS: &[Command] = &[
     row("scheduled", Some("dump_schedule"), Inspect, &[], Any, scheduled),
     row("revoked", Some("dump_revoked"), Inspect, &[], Any, revoked),
     row("registered", Some("dump_tasks"), Inspect, &[], Any, registered),
+    row("memsample", None, Inspect, &[], Any, ask),
+    row("memdump", None, Inspect, &[], Any, ask),
+    row("objgraph", None, Inspect, &[], Only(&["num", "max_depth", "type"]), ask),
     row("query_task", None, Inspect, &["ids"], Any, query_task),
     row("active_queues", None, Inspect, &[], NONE, active_queues),
     row("hello", None, Inspect, &["from_node"], Any, hello),
@@ -85,7 +93,7 @@ pub const COMMANDS: &[Command] = &[
     row("cancel_consumer", None, Control, &["queue"], Any, cancel_consumer),
     row("pool_grow", None, Control, &[], Any, pool_grow),
     row("pool_shrink", None, Control, &[], Any, pool_shrink),
-    row("pool_restart", None, Control, &[], Any, pool_restart),
+    row("pool_restart", None, Control, &[], Any, ask),
     row("autoscale", None, Control, &[], Only(&["max", "min"]), autoscale),
     row("enable_events", None, Control, &[], NONE, no_events),
     row("disable_events", None, Control, &[], NONE, no_events),
@@ -598,7 +606,15 @@ fn count(arguments: &Map<String, Value>) -> Result<usize, String> {
     }
 }
 
+/// The reply of a worker whose pool follows the tasks.
+fn autoscaled(name: &str) -> Answer {
+    nok(format!("{name} is not supported with autoscale. Adjust autoscale range instead."))
+}
+
 fn pool_grow(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+    if panel.autoscales() {
+        return autoscaled("pool_grow");
+    }
     match count(arguments).and_then(|by| panel.grow(by)) {
         Ok(()) => ok("pool will grow"),
         Err(error) => Answer::Raised(error),
@@ -606,18 +622,34 @@ fn pool_grow(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
 }
 
 fn pool_shrink(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+    if panel.autoscales() {
+        return autoscaled("pool_shrink");
+    }
     match count(arguments).and_then(|by| panel.shrink(by)) {
         Ok(()) => ok("pool will shrink"),
         Err(error) => Answer::Raised(error),
     }
 }
 
-fn pool_restart(_: &Map<String, Value>, _: &mut dyn Panel) -> Answer {
-    Answer::Raised("ValueError('Pool restarts not enabled')".to_owned())
-}
-
-fn autoscale(_: &Map<String, Value>, _: &mut dyn Panel) -> Answer {
-    Answer::Raised("ValueError('Autoscale not enabled')".to_owned())
+fn autoscale(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+    let bound = |name: &str| match arguments.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(given) => {
+            given.as_u64().and_then(|count| u32::try_from(count).ok()).map(Some).ok_or_else(|| {
+                format!("TypeError('{name} must be a number of processes, not {}')", shown(given))
+            })
+        }
+    };
+    if !panel.autoscales() {
+        return Answer::Raised("ValueError('Autoscale not enabled')".to_owned());
+    }
+    match bound("max").and_then(|max| Ok((max, bound("min")?))) {
+        Ok((max, min)) => match panel.autoscale(max, min) {
+            Some((max, min)) => ok(format!("autoscale now max={max} min={min}")),
+            None => Answer::Raised("ValueError('Autoscale not enabled')".to_owned()),
+        },
+        Err(error) => Answer::Raised(error),
+    }
 }
 
 fn no_events(_: &Map<String, Value>, _: &mut dyn Panel) -> Answer {

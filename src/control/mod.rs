@@ -17,6 +17,7 @@ use crate::broker::Publication;
 use crate::broker::topology::Queue;
 use crate::protocol::{Json, Message, json, repr};
 
+pub use commands::run;
 pub use panel::{Panel, Request as TaskRequest, Stage};
 pub use stats::{PoolStats, Stats, broker as broker_stats};
 
@@ -50,6 +51,8 @@ pub struct ReplyTo {
 pub enum Answer {
     /// This is the reply.
     Reply(Value),
+    /// This is the text of the reply, as Python reads it.
+    Written(String),
     /// It failed; the `repr` of the exception that Python would raise.
     Raised(String),
     /// The app is to be asked.
@@ -112,8 +115,11 @@ pub fn handle(message: &Message, panel: &mut dyn Panel) -> Handled {
 /// Finishes a request that the app was asked about. `None`: the app has no such command either.
 pub fn answered(request: &Request, answer: Option<Value>, panel: &mut dyn Panel) -> Option<Box<Publication>> {
     // As in 5.7: an unknown command is a KeyError that the asker is told; before, nothing was answered.
-    let answer = answer
-        .map_or_else(|| Answer::Raised(format!("KeyError({})", repr::repr(&request.method))), Answer::Reply);
+    let answer = match answer {
+        None => Answer::Raised(format!("KeyError({})", repr::repr(&request.method))),
+        Some(Value::String(text)) => Answer::Written(text),
+        Some(value) => Answer::Reply(value),
+    };
     reply(request, answer, panel)
 }
 
@@ -138,20 +144,20 @@ fn reply(request: &Request, answer: Answer, panel: &mut dyn Panel) -> Option<Box
 }
 
 fn finish(request: &Request, answer: Answer, panel: &mut dyn Panel) -> Handled {
-    let value = match answer {
-        Answer::Reply(value) => value,
+    // A value has nothing that cannot be printed.
+    let text = |value: &Value| json::to_string(value).unwrap_or_default();
+    let written = match answer {
+        Answer::Reply(value) => text(&value),
+        Answer::Written(text) => text,
         Answer::Raised(exception) => {
             tracing::error!(target: PIDBOX, "pidbox command error: {exception}");
-            json!({"error": exception})
+            text(&json!({"error": exception}))
         }
         Answer::Ask | Answer::Told(..) | Answer::Consume(_) | Answer::Silent => return Handled::Done,
     };
     let Some(reply_to) = &request.reply_to else { return Handled::Done };
     let clock = panel.clock().forward();
-    let mut body = Map::new();
-    body.insert(panel.node().to_owned(), value);
-    // A map of text and values has nothing that cannot be printed.
-    let body = json::to_string(&body).unwrap_or_default();
+    let body = format!("{{{}: {written}}}", text(&Value::from(panel.node())));
     Handled::Reply(Box::new(Publication {
         exchange: reply_to.exchange.clone(),
         exchange_type: Some("direct".to_owned()),

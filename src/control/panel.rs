@@ -92,6 +92,12 @@ pub trait Panel {
     /// Stops consuming a queue, named or called so.
     fn cancel_consumer(&mut self, queue: &str);
 
+    /// Whether the size of the pool follows the tasks.
+    fn autoscales(&self) -> bool;
+
+    /// Changes most and fewest processes; what they then are, where the pool autoscales.
+    fn autoscale(&mut self, max: Option<u32>, min: Option<u32>) -> Option<(usize, usize)>;
+
     /// Adds slots, and prefetch for them.
     ///
     /// # Errors

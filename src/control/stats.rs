@@ -20,6 +20,8 @@ pub struct Stats {
     pub broker: Value,
     /// Deliveries that may be unsettled.
     pub prefetch_count: u32,
+    /// Bounds and size under autoscale.
+    pub autoscaler: Option<Value>,
 }
 
 /// Figures of a pool.
@@ -53,7 +55,7 @@ impl Stats {
         };
         let average = self.pool.writes as f64 / pool.capacity.max(1) as f64;
         let seconds = |limit: Option<f64>| limit.map_or(json!(0), |limit| json!(limit));
-        json!({
+        let mut shown = json!({
             "total": self.total,
             "pid": std::process::id(),
             "clock": clock.to_string(),
@@ -77,7 +79,11 @@ impl Stats {
             "broker": self.broker,
             "prefetch_count": self.prefetch_count,
             "rusage": rusage(),
-        })
+        });
+        if let Some(autoscaler) = &self.autoscaler {
+            shown["autoscaler"] = autoscaler.clone();
+        }
+        shown
     }
 }
 

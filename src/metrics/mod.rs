@@ -367,9 +367,6 @@ mod tests {
             std::fs::write(path, reference()).unwrap();
         }
         let written = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(
-            written == reference(),
-            "{path} is stale: run `make docs`"
-        );
+        assert!(written == reference(), "{path} is stale: run `make docs`");
     }
 }

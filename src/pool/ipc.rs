@@ -103,8 +103,6 @@ pub enum FromChild {
         job: JobId,
         /// How.
         outcome: Outcome,
-        /// Resident memory after it in KiB, where it is watched.
-        memory: Option<u64>,
     },
 }
 
@@ -249,11 +247,9 @@ impl FromChild {
                 out.put_u64_le(*job);
                 put(out, value);
             }
-            Self::Ended { job, outcome, memory } => {
+            Self::Ended { job, outcome } => {
                 out.put_u8(4);
                 out.put_u64_le(*job);
-                out.put_u8(u8::from(memory.is_some()));
-                out.put_u64_le(memory.unwrap_or(0));
                 put_outcome(out, outcome);
             }
             Self::Part { job, serial, part } => {
@@ -299,11 +295,7 @@ impl FromChild {
                     content_encoding: fields.text()?,
                 },
             },
-            4 => {
-                let job = fields.u64()?;
-                let memory = fields.optional(Fields::u64)?;
-                Self::Ended { job, outcome: take_outcome(&mut fields)?, memory }
-            }
+            4 => Self::Ended { job: fields.u64()?, outcome: take_outcome(&mut fields)? },
             5 => Self::Answered { job: fields.u64()?, value: fields.bytes()? },
             6 => Self::Part {
                 job: fields.u64()?,
@@ -568,9 +560,9 @@ mod tests {
             Outcome::TimedOut { limit: 2.5 },
             Outcome::Terminated,
         ] {
-            let frame = FromChild::Ended { job: 7, outcome: outcome.clone(), memory: Some(3) };
+            let frame = FromChild::Ended { job: 7, outcome: outcome.clone() };
             match there_and_back(&frame) {
-                FromChild::Ended { job: 7, outcome: back, memory: Some(3) } => assert_eq!(back, outcome),
+                FromChild::Ended { job: 7, outcome: back } => assert_eq!(back, outcome),
                 other => panic!("{other:?}"),
             }
         }
@@ -675,7 +667,7 @@ mod tests {
     #[test]
     fn a_frame_cut_anywhere_is_waited_for_and_no_prefix_of_a_payload_panics() {
         let mut whole = BytesMut::new();
-        FromChild::Ended { job: 1, outcome: Outcome::Ignored, memory: None }.encode(&mut whole);
+        FromChild::Ended { job: 1, outcome: Outcome::Ignored }.encode(&mut whole);
         for cut in 0..whole.len() {
             let mut part = BytesMut::from(&whole[..cut]);
             assert_eq!(split(&mut part).unwrap(), None);

@@ -5,15 +5,17 @@
 
 pub mod ipc;
 mod loops;
+mod memory;
 mod process;
 pub mod processes;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod wear;
 pub mod zygote;
 
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -144,6 +146,11 @@ pub enum Event {
         slot: SlotId,
         /// Its process.
         pid: u32,
+    },
+    /// A slot that was held back after its job had ended can take another.
+    Idle {
+        /// Which slot.
+        slot: SlotId,
     },
     /// A child has decoded a job and starts it. Only for jobs with `acks_early`; others are accepted by being
     /// sent, as only idle children are sent any.
@@ -304,10 +311,28 @@ pub trait Pool: Send {
     /// Takes slots away, idle ones first.
     fn shrink(&mut self, by: usize);
 
+    /// Replaces every child, after what it runs, by one that has loaded these modules.
+    ///
+    /// # Errors
+    /// Why this pool cannot.
+    fn restart(&mut self, reload: Reload) -> Result<(), String> {
+        let _ = reload;
+        Err(format!("the {} pool has no children to replace", self.name()))
+    }
+
     /// Lets every child leave through its exit hooks, kills at the deadline those that have not left, and
     /// ends the zygote. Jobs still running are waited for until then. Events go on being sent meanwhile;
     /// the event channel closes when all is over.
     fn stop(&mut self, deadline: Instant);
+}
+
+/// What children are to load before they are forked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reload {
+    /// Names of Python modules.
+    pub modules: Vec<String>,
+    /// Whether those that are loaded already are loaded again.
+    pub reload: bool,
 }
 
 /// A running pool and its events.
@@ -331,7 +356,7 @@ pub struct PoolConfig {
     /// A child is replaced after so many tasks.
     #[serde(default)]
     pub max_tasks_per_child: Option<u32>,
-    /// A child is replaced after the task that left it above so many KiB.
+    /// A child is replaced after the task in which it is found to have more than so many KiB for itself.
     #[serde(default)]
     pub max_memory_per_child: Option<u64>,
     /// A child that is not up after so many seconds is killed and replaced.

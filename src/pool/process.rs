@@ -1,4 +1,5 @@
-//! One place of the pool: forks a child there, serves it until it leaves or dies, replaces it.
+//! One place of the pool: forks a child there, serves it until it leaves or dies, and has the next one up before it is
+//! worn out.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,14 +11,15 @@ use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::ipc::{FromChild, ToChild, split};
 use super::processes::Shared;
-use super::slots::{Duty, Leave};
+use super::slots::Leave;
+use super::wear::Weight;
 use super::zygote::{Command, Number, Report, Scope, human_status};
-use super::{Event, Job};
+use super::{Event, Job, memory};
 use crate::error::back_off;
 
 /// A child that was told to leave is killed after this long: its own limit on exit hooks is shorter.
@@ -100,12 +102,12 @@ impl Link {
     }
 }
 
-/// How serving a child ended.
+/// What became of a child.
 enum End {
-    /// It leaves and is to be replaced now.
-    Leaving,
-    /// It is dead; whether before it was up.
-    Dead { stillborn: bool },
+    /// It lived, and is dead.
+    Dead,
+    /// It never came up.
+    Failed(Failure),
     /// The zygote is dead, and every child with it.
     NoZygote,
 }
@@ -120,7 +122,11 @@ struct Process {
     link: Arc<Link>,
     reports: mpsc::UnboundedReceiver<Report>,
     events: mpsc::Sender<Event>,
+    /// Tells the place to look whether it lacks a child.
+    lacking: Arc<Notify>,
     buffer: BytesMut,
+    /// Its weight, being found out, and whether no job is given to it meanwhile.
+    scale: Option<(JoinHandle<Option<Weight>>, bool)>,
     /// Set once it has been seen off: its place belongs to another.
     leaving_until: Option<Instant>,
     /// The kernel says that the child was gone with something of ours unread.
@@ -129,46 +135,74 @@ struct Process {
     overdue: bool,
     /// KILL is on its way; nothing more can be done.
     killed: bool,
+    /// It was killed by us for what it wrote.
+    outlawed: bool,
 }
 
-/// Keeps a child at a place for as long as one is wanted there.
+/// Keeps a child at a place for as long as one is wanted there, and a spare beside it when it will soon be needed.
 pub(super) async fn keep(shared: Arc<Shared>, index: u32, events: mpsc::Sender<Event>) {
-    let mut seen_off = JoinSet::new();
+    let lacking = Arc::new(Notify::new());
+    let mut processes = JoinSet::new();
     let mut failures = 0;
-    while shared.slots().wanted(index) {
-        let failure = match fork(&shared, index, &events).await {
-            Fork::Child(mut process) => match process.serve().await {
-                End::Leaving => {
-                    process.leaving_until = Some(Instant::now() + LEAVING);
-                    seen_off.spawn(async move {
-                        process.serve().await;
-                    });
-                    None
-                }
-                End::Dead { stillborn: false } => None,
-                End::Dead { stillborn: true } if process.overdue => Some(Failure::Overdue),
-                End::Dead { stillborn: true } => Some(Failure::Stillborn),
-                End::NoZygote => break,
-            },
-            Fork::Refused => Some(Failure::Stillborn),
-            Fork::Over => break,
-        };
-        while seen_off.try_join_next().is_some() {}
-        let Some(failure) = failure else {
-            failures = 0;
+    let mut retry_at = None;
+    let mut stopping = false;
+    loop {
+        if retry_at.is_none() && shared.slots().lacks(index) {
+            let number = shared.next_number();
+            shared.slots().starting(index, number, Instant::now());
+            processes.spawn(live(Arc::clone(&shared), index, number, events.clone(), Arc::clone(&lacking)));
             continue;
-        };
-        failures += 1;
-        if shared.failed(failure, failures) {
+        }
+        if processes.is_empty() && !shared.slots().wanted(index) {
             break;
         }
         tokio::select! {
-            () = tokio::time::sleep(back_off(failures, Duration::from_millis(50), Duration::from_secs(5))) => {}
-            () = shared.stopping.cancelled() => {}
+            Some(end) = processes.join_next() => match outcome(end) {
+                End::Dead => failures = 0,
+                End::Failed(failure) => {
+                    failures += 1;
+                    if shared.failed(failure, failures, index) {
+                        break;
+                    }
+                    let wait = back_off(failures, Duration::from_millis(50), Duration::from_secs(5));
+                    retry_at = Some(Instant::now() + wait);
+                }
+                End::NoZygote => break,
+            },
+            () = lacking.notified() => {}
+            () = sleep_until(retry_at) => retry_at = None,
+            () = shared.stopping.cancelled(), if !stopping => stopping = true,
         }
     }
-    while seen_off.join_next().await.is_some() {}
+    while processes.join_next().await.is_some() {}
     shared.slots().forget(index);
+}
+
+/// What a process came to; a panic in its task is one of the place.
+fn outcome(end: Result<End, JoinError>) -> End {
+    match end.map_err(JoinError::try_into_panic) {
+        Ok(end) => end,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // Aborted: only with the place itself.
+        Err(Err(_)) => End::NoZygote,
+    }
+}
+
+/// The whole life of one child.
+async fn live(
+    shared: Arc<Shared>,
+    index: u32,
+    number: Number,
+    events: mpsc::Sender<Event>,
+    lacking: Arc<Notify>,
+) -> End {
+    let unborn = match fork(&shared, index, number, events, lacking).await {
+        Fork::Child(mut process) => return process.serve().await,
+        Fork::Refused => End::Failed(Failure::Stillborn),
+        Fork::Over => End::NoZygote,
+    };
+    shared.slots().unborn(index, number);
+    unborn
 }
 
 /// Why a place has no child.
@@ -190,14 +224,18 @@ enum Fork {
 }
 
 /// Asks the zygote for a child.
-async fn fork(shared: &Arc<Shared>, index: u32, events: &mpsc::Sender<Event>) -> Fork {
-    let number = shared.next_number();
+async fn fork(
+    shared: &Arc<Shared>,
+    index: u32,
+    number: Number,
+    events: mpsc::Sender<Event>,
+    lacking: Arc<Notify>,
+) -> Fork {
     let (ours, theirs) = match std::os::unix::net::UnixStream::pair() {
         Ok(pair) => pair,
         Err(error) => return refused(&error),
     };
     let (sender, mut reports) = mpsc::unbounded_channel();
-    shared.slots().starting(index, number);
     let request = Command::Fork {
         number,
         index: shared.shown_index(index),
@@ -229,12 +267,15 @@ async fn fork(shared: &Arc<Shared>, index: u32, events: &mpsc::Sender<Event>) ->
         socket,
         link,
         reports,
-        events: events.clone(),
+        events,
+        lacking,
         buffer: BytesMut::with_capacity(READ),
+        scale: None,
         leaving_until: None,
         unread: false,
         overdue: false,
         killed: false,
+        outlawed: false,
     }))
 }
 
@@ -244,7 +285,7 @@ fn refused(error: &io::Error) -> Fork {
 }
 
 impl Process {
-    /// Serves the child until it is dead, or until its place is free for another.
+    /// Serves the child until it is dead.
     async fn serve(&mut self) -> End {
         let mut hung_up: Option<Instant> = None;
         let mut readable = true;
@@ -266,25 +307,69 @@ impl Process {
                 // There is a deadline from now on.
                 () = self.shared.stopping.cancelled(), if !stopping => stopping = true,
                 report = self.reports.recv() => match report {
-                    Some(Report::Exited { code }) => return self.dead(code).await,
-                    Some(Report::Signalled) => self.shared.slots().signalled(self.index, self.number),
+                    Some(Report::Exited { code, peak }) => return self.dead(code, Some(peak)).await,
+                    Some(Report::Signalled) => self.on_signalled().await,
                     Some(Report::Forked { .. } | Report::Failed { .. }) => {}
                     None => {
-                        self.dead(-9).await;
+                        self.dead(-9, None).await;
                         return End::NoZygote;
                     }
                 },
+                weight = weighed(&mut self.scale) => self.on_weighed(weight).await,
                 () = sleep_until(kill_at) => {
                     self.kill();
                     self.killed = true;
                 }
             }
-            if self.leaving_until.is_none()
-                && self.shared.slots().duty(self.index, self.number) == Duty::Replace
-            {
-                return End::Leaving;
+            self.weigh().await;
+            let (lacks, known) = {
+                let slots = self.shared.slots();
+                (slots.lacks(self.index), slots.knows(self.index, self.number))
+            };
+            if lacks {
+                self.lacking.notify_one();
+            }
+            if !known && self.leaving_until.is_none() {
+                self.leaving_until = Some(Instant::now() + LEAVING);
             }
         }
+    }
+
+    async fn on_signalled(&self) {
+        let mut events = Vec::new();
+        self.shared.slots().signalled(self.index, self.number, &mut events);
+        self.send(events).await;
+    }
+
+    /// Begins to weigh the child, where that is due.
+    async fn weigh(&mut self) {
+        if self.scale.is_some() {
+            return;
+        }
+        let Some((most, held)) = self.shared.slots().to_weigh(self.index, self.number) else { return };
+        let pid = self.pid;
+        match memory::resident(pid) {
+            Some(weight) if weight.kib() > most => {
+                // Not here: the kernel walks all pages of the child.
+                self.scale = Some((tokio::task::spawn_blocking(move || memory::private(pid)), held));
+            }
+            weight => self.tell_weight(weight).await,
+        }
+    }
+
+    async fn on_weighed(&mut self, weight: Option<Weight>) {
+        let held = self.scale.take().is_some_and(|(_, held)| held);
+        let due = self.shared.slots().to_weigh(self.index, self.number);
+        // Its task has ended since it was put on the scale: it is weighed again.
+        if held || due.is_none_or(|(_, held)| !held) {
+            self.tell_weight(weight).await;
+        }
+    }
+
+    async fn tell_weight(&self, weight: Option<Weight>) {
+        let mut events = Vec::new();
+        self.shared.slots().weighed(self.index, self.number, weight, &mut events);
+        self.send(events).await;
     }
 
     fn name(&self) -> String {
@@ -330,6 +415,7 @@ impl Process {
                         self.name(), self.pid
                     );
                     self.buffer.clear();
+                    self.outlawed = true;
                     self.shared.signal(self.number, 9, Scope::Process);
                     break;
                 }
@@ -357,7 +443,7 @@ impl Process {
 
     /// The child is dead: what it wrote is read to the end first, so that an outcome in the pipe wins over the
     /// exit status.
-    async fn dead(&mut self, code: i32) -> End {
+    async fn dead(&mut self, code: i32, peak: Option<u32>) -> End {
         // Past the runtime, whose idea of readiness may be older than the last write. Not until end-of-file:
         // a process that the task left behind may hold the socket open.
         let mut bytes = vec![0; READ];
@@ -374,10 +460,11 @@ impl Process {
         }
         self.frames().await;
         let mut events = Vec::new();
-        let (doomed, stillborn) = {
+        let (doomed, victims, stillborn) = {
             let mut slots = self.shared.slots();
             let doomed = slots.doomed(self.index, self.number);
-            (doomed, slots.dead(self.index, self.number, code, self.unread, &mut events))
+            let victims = slots.running(self.index, self.number);
+            (doomed, victims, slots.dead(self.index, self.number, code, self.unread, &mut events))
         };
         if !doomed && !matches!(code, 0 | RECYCLED) {
             tracing::error!(
@@ -386,10 +473,42 @@ impl Process {
                 self.name(), self.pid, human_status(code)
             );
         }
+        if let Some(peak) = peak
+            && code == KILLED
+            && !(doomed || self.killed || self.outlawed)
+        {
+            self.tell_killed(peak, &victims);
+        }
         self.send(events).await;
-        End::Dead { stillborn }
+        match (stillborn, self.overdue) {
+            (false, _) => End::Dead,
+            (true, true) => End::Failed(Failure::Overdue),
+            (true, false) => End::Failed(Failure::Stillborn),
+        }
+    }
+
+    /// Somebody else has killed the child: the kernel, for lack of memory, more often than not.
+    fn tell_killed(&self, peak: u32, victims: &[String]) {
+        let (name, pid) = (self.name(), self.pid);
+        let bytes = u64::from(peak) * 1024;
+        let task = if victims.is_empty() { "no task".to_owned() } else { victims.join(", ") };
+        let (another, limit) = self.shared.killings();
+        let limit =
+            limit.map_or_else(String::new, |limit| format!(", of {limit} that its control group may have"));
+        let why = match another {
+            Some(true) => "Out of memory: the kernel killed",
+            Some(false) => "Somebody, and not the kernel for lack of memory, killed",
+            None => "Somebody, perhaps the kernel for lack of memory, killed",
+        };
+        tracing::error!(
+            target: "celery.pool",
+            "{why} process '{name}' pid:{pid} with {task}; it had up to {bytes} bytes resident{limit}."
+        );
     }
 }
+
+/// Exit code of a child that was killed with SIGKILL.
+const KILLED: i32 = -9;
 
 /// Exit code of a child that left to be replaced.
 const RECYCLED: i32 = 155;
@@ -397,6 +516,13 @@ const RECYCLED: i32 = 155;
 async fn sleep_until(when: Option<Instant>) {
     match when {
         Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn weighed(scale: &mut Option<(JoinHandle<Option<Weight>>, bool)>) -> Option<Weight> {
+    match scale {
+        Some((weight, _)) => weight.await.ok().flatten(),
         None => std::future::pending().await,
     }
 }

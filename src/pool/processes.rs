@@ -15,10 +15,14 @@ use tokio_util::task::TaskTracker;
 
 use super::ipc::ToChild;
 use super::loops;
+use super::memory::Killings;
 use super::process::{Failure, Link, keep};
-use super::slots::{Slots, Wear};
+use super::slots::{Slots, WEIGH_EVERY};
+use super::wear::Wear;
 use super::zygote::{self, Command, Number, Scope, Zygote, ZygoteHandle};
-use super::{EVENT_CAPACITY, Event, Interrupt, Job, JobId, Pool, PoolConfig, Running, SlotId, StoreId};
+use super::{
+    EVENT_CAPACITY, Event, Interrupt, Job, JobId, Pool, PoolConfig, Reload, Running, SlotId, StoreId,
+};
 use crate::backend::Counted;
 use crate::error::Error;
 
@@ -40,6 +44,7 @@ pub(super) struct Shared {
     lived: AtomicBool,
     trouble: Arc<Mutex<Option<String>>>,
     troubled: CancellationToken,
+    killings: Arc<Mutex<Killings>>,
     kind: Kind,
     /// Where the places of event loops begin when they are shown: behind those of the other children.
     beside: u32,
@@ -82,15 +87,23 @@ impl Shared {
         self.lived.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the kernel has killed one more process of our control group for lack of memory than was known, if it
+    /// tells, and how many bytes the group may have.
+    pub(super) fn killings(&self) -> (Option<bool>, Option<u64>) {
+        let mut killings = self.killings.lock().unwrap_or_else(PoisonError::into_inner);
+        (killings.another(), killings.limit())
+    }
+
     /// A place has failed so many times in a row to have a child. `true`: no use to try again.
-    pub(super) fn failed(&self, failure: Failure, times: u32) -> bool {
+    pub(super) fn failed(&self, failure: Failure, times: u32, index: u32) -> bool {
         // At the start it is the app's fault, and known at once; but one that was only slow, on a busy machine
         // perhaps, may make it the next time.
         if failure == Failure::Stillborn && !self.lived.load(Ordering::Relaxed) {
             self.broken("Could not start worker processes".to_owned());
             return true;
         }
-        if times >= FAILURES {
+        // A spare that cannot be had is no reason to end the child that works.
+        if times >= FAILURES && !self.slots().is_served(index) {
             self.broken(format!("a worker process could not be started {times} times in a row"));
             return true;
         }
@@ -114,6 +127,7 @@ impl Shared {
             lived: AtomicBool::new(false),
             trouble: Arc::clone(&self.trouble),
             troubled: self.troubled.clone(),
+            killings: Arc::clone(&self.killings),
             kind: Kind::Loops,
             beside: config.concurrency,
         })
@@ -151,6 +165,7 @@ pub fn start(config: &PoolConfig, zygote: ZygoteHandle, tracker: &TaskTracker) -
         lived: AtomicBool::new(false),
         trouble: Arc::default(),
         troubled: CancellationToken::new(),
+        killings: Arc::new(Mutex::new(Killings::here())),
         kind,
         beside: 0,
     });
@@ -163,6 +178,7 @@ pub fn start(config: &PoolConfig, zygote: ZygoteHandle, tracker: &TaskTracker) -
         writer,
         shared: Arc::clone(&shared),
         loops: loops.clone(),
+        weighs: wear.memory.is_some(),
         growth,
         places: JoinSet::new(),
         events: sender,
@@ -195,6 +211,8 @@ struct Keeper {
     writer: JoinSet<()>,
     shared: Arc<Shared>,
     loops: Option<Arc<Shared>>,
+    /// Whether children have a memory limit.
+    weighs: bool,
     growth: mpsc::UnboundedReceiver<u32>,
     places: JoinSet<()>,
     events: mpsc::Sender<Event>,
@@ -207,6 +225,7 @@ impl Keeper {
 
     async fn run(mut self) {
         let mut alive = true;
+        let mut clock = tokio::time::interval(WEIGH_EVERY);
         // Stopped and no place left: all is over. A pool of no places waits for growth.
         while !(self.places.is_empty() && (self.shared.stopping.is_cancelled() || !alive)) {
             tokio::select! {
@@ -215,6 +234,7 @@ impl Keeper {
                 Some(ended) = self.places.join_next() => self.ended(ended),
                 () = self.shared.stopping.cancelled(), if self.places.is_empty() => {}
                 () = self.shared.troubled.cancelled(), if self.troubled() => self.tell_trouble().await,
+                _ = clock.tick(), if self.weighs => self.books().for_each(|books| books.slots().weigh_all()),
             }
             if !alive {
                 self.bury().await;
@@ -226,6 +246,11 @@ impl Keeper {
         }
         self.writer.shutdown().await;
         self.zygote.end().await;
+    }
+
+    /// Those of the pool and those of event loops.
+    fn books(&self) -> impl Iterator<Item = &Arc<Shared>> {
+        std::iter::once(&self.shared).chain(&self.loops)
     }
 
     fn troubled(&self) -> bool {
@@ -396,6 +421,16 @@ impl Pool for Processes {
             return;
         }
         self.shared.slots().shrink(by);
+    }
+
+    fn restart(&mut self, reload: Reload) -> Result<(), String> {
+        // The zygote carries out its orders one after the other: what is forked from now on has the modules.
+        let _ = self.shared.commands.send(Command::Reload(reload));
+        self.shared.slots().restart();
+        if let Some(loops) = &self.loops {
+            loops.slots().restart();
+        }
+        Ok(())
     }
 
     fn stop(&mut self, deadline: Instant) {

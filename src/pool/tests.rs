@@ -84,9 +84,14 @@ impl FakeZygote {
     }
 
     async fn forks(&mut self) -> FakeChild {
+        self.forks_as(None).await
+    }
+
+    /// Forks a child that has this pid, for the kernel to look at.
+    async fn forks_as(&mut self, pid: Option<u32>) -> FakeChild {
         match self.asked().await {
             Asked::Fork { number, index, socket } => {
-                self.report(1, number, 1000 + number as i32).await;
+                self.report(1, number, pid.unwrap_or(1000 + number) as i32).await;
                 FakeChild { number, index, socket, buffer: BytesMut::new() }
             }
             other => panic!("{other:?}"),
@@ -138,7 +143,7 @@ impl FakeChild {
     }
 
     async fn ends(&mut self, job: JobId, outcome: Outcome) {
-        self.says(FromChild::Ended { job, outcome, memory: None }).await;
+        self.says(FromChild::Ended { job, outcome }).await;
     }
 
     async fn hears(&mut self) -> ToChild {
@@ -334,7 +339,7 @@ async fn no_job_is_given_out_while_a_soft_limit_is_under_way() {
     assert_eq!(stage.ended().await, (1, success()));
     assert!(stage.pool.submit(job(2)).is_err());
     stage.zygote.report(3, child.number, 0).await;
-    stage.until(|pool| pool.idle() == 1).await;
+    assert!(matches!(stage.event().await, Some(Event::Idle { slot: 0 })), "the worker is woken");
     stage.pool.submit(job(2)).unwrap();
 }
 
@@ -374,15 +379,112 @@ async fn a_worn_child_is_replaced_before_it_is_dead() {
 }
 
 #[tokio::test]
-async fn a_child_above_the_memory_limit_is_replaced() {
-    let mut stage = Stage::new(&PoolConfig { max_memory_per_child: Some(100), ..config(1) });
+async fn a_child_that_runs_its_last_task_has_a_spare_that_takes_over_at_once() {
+    let mut stage = Stage::new(&PoolConfig { max_tasks_per_child: Some(1), ..config(1) });
     let mut child = stage.up().await;
     stage.pool.submit(job(1)).unwrap();
     child.hears_job().await;
-    child.says(FromChild::Ended { job: 1, outcome: success(), memory: Some(101) }).await;
+    let mut spare = stage.zygote.child().await;
+    assert_eq!((spare.index, spare.number), (0, 2));
+    // It is no slot: there is one task at a time.
+    stage.until(|pool| pool.pids() == [1001]).await;
+    assert!(stage.pool.submit(job(2)).is_err());
+    child.ends(1, success()).await;
+    assert_eq!(stage.ended().await, (1, success()));
+    stage.down().await;
+    assert!(matches!(stage.event().await, Some(Event::Up { slot: 0, pid: 1002 })));
+    assert_eq!(stage.pool.submit(job(2)).unwrap(), (0, 1002));
+    assert_eq!(spare.hears_job().await.id, 2);
+    assert!(matches!(child.hears().await, ToChild::Recycle));
+}
+
+#[tokio::test]
+async fn a_spare_takes_the_place_of_a_child_that_dies() {
+    let mut stage = Stage::new(&PoolConfig { max_tasks_per_child: Some(1), ..config(1) });
+    let mut child = stage.up().await;
+    stage.pool.submit(job(1)).unwrap();
+    child.hears_job().await;
+    let mut spare = stage.zygote.child().await;
+    stage.until(|pool| pool.idle() == 0).await;
+    stage.zygote.died(child, -11).await;
+    assert_eq!(stage.ended().await, (1, Outcome::WorkerLost { status: "signal 11 (SIGSEGV)".into() }));
+    stage.down().await;
+    // It may come up before or after.
+    assert!(matches!(stage.event().await, Some(Event::Up { slot: 0, pid: 1002 })));
+    stage.pool.submit(job(2)).unwrap();
+    assert_eq!(spare.hears_job().await.id, 2);
+}
+
+#[tokio::test]
+async fn a_spare_that_is_not_wanted_any_more_leaves_with_its_child() {
+    let mut stage = Stage::new(&PoolConfig { max_tasks_per_child: Some(1), ..config(1) });
+    let mut child = stage.up().await;
+    stage.pool.submit(job(1)).unwrap();
+    child.hears_job().await;
+    let mut spare = stage.zygote.child().await;
+    stage.pool.stop(Instant::now() + PATIENCE);
+    assert!(matches!(spare.hears().await, ToChild::Stop));
+    assert!(matches!(child.hears().await, ToChild::Stop));
+    child.ends(1, success()).await;
+    stage.zygote.died(spare, 0).await;
+    stage.zygote.died(child, 0).await;
+    let mut left = 0;
+    while stage.event().await.is_some() {
+        left += 1;
+    }
+    assert_eq!(left, 2, "the slot is gone and the task has ended");
+    stage.zygote.hung_up().await;
+}
+
+/// A child that the kernel knows: this process.
+async fn weighed(most: u64) -> (Stage, FakeChild) {
+    let mut stage = Stage::new(&PoolConfig { max_memory_per_child: Some(most), ..config(1) });
+    let pid = std::process::id();
+    let mut child = stage.zygote.forks_as(Some(pid)).await;
+    child.says(FromChild::Up { pid }).await;
+    assert!(matches!(stage.event().await, Some(Event::Up { .. })));
+    (stage, child)
+}
+
+#[tokio::test]
+async fn a_child_above_the_memory_limit_is_replaced() {
+    let (mut stage, mut child) = weighed(100).await;
+    stage.pool.submit(job(1)).unwrap();
+    child.hears_job().await;
+    child.ends(1, success()).await;
     stage.ended().await;
     stage.down().await;
     assert!(matches!(child.hears().await, ToChild::Recycle));
+    assert_eq!(stage.up().await.number, 2);
+}
+
+#[tokio::test]
+async fn a_child_below_the_memory_limit_goes_on() {
+    let (mut stage, mut child) = weighed(1 << 40).await;
+    for id in 1..=3 {
+        stage.pool.submit(job(id)).unwrap();
+        assert_eq!(child.hears_job().await.id, id);
+        child.ends(id, success()).await;
+        assert_eq!(stage.ended().await, (id, success()));
+        // While it is weighed there is no slot; that there is one again is told, or the worker would sleep.
+        assert!(matches!(stage.event().await, Some(Event::Idle { slot: 0 })));
+    }
+}
+
+#[tokio::test]
+async fn a_child_that_passes_the_memory_limit_in_a_task_ends_it_and_has_a_spare() {
+    let (mut stage, mut child) = weighed(100).await;
+    stage.pool.submit(job(1)).unwrap();
+    child.hears_job().await;
+    let mut spare = stage.zygote.child().await;
+    stage.until(|pool| pool.idle() == 0).await;
+    child.ends(1, success()).await;
+    assert_eq!(stage.ended().await, (1, success()));
+    stage.down().await;
+    assert!(matches!(stage.event().await, Some(Event::Up { slot: 0, .. })));
+    assert!(matches!(child.hears().await, ToChild::Recycle));
+    stage.pool.submit(job(2)).unwrap();
+    assert_eq!(spare.hears_job().await.id, 2);
 }
 
 #[tokio::test]
@@ -630,11 +732,12 @@ async fn the_deadline_of_a_stop_is_also_that_of_a_child_that_leaves_already() {
 
 #[tokio::test]
 async fn it_is_told_why_a_child_ended_once_and_not_of_those_that_were_told_to_go() {
-    let mut stage = Stage::new(&PoolConfig {
-        max_tasks_per_child: Some(2),
-        max_memory_per_child: Some(100),
-        ..config(1)
-    });
+    let (mut stage, mut heavy) = weighed(100).await;
+    stage.pool.submit(job(1)).unwrap();
+    heavy.hears_job().await;
+    heavy.ends(1, success()).await;
+    assert_eq!(stage.gone().await, Gone::Memory);
+    let mut stage = Stage::new(&PoolConfig { max_tasks_per_child: Some(2), ..config(1) });
     let mut worn = stage.up().await;
     for id in 1..=2 {
         stage.pool.submit(job(id)).unwrap();
@@ -643,14 +746,8 @@ async fn it_is_told_why_a_child_ended_once_and_not_of_those_that_were_told_to_go
         stage.ended().await;
     }
     assert_eq!(stage.gone().await, Gone::Tasks);
-    let mut heavy = stage.up().await;
-    stage.zygote.died(worn, 155).await;
-    stage.pool.submit(job(3)).unwrap();
-    heavy.hears_job().await;
-    heavy.says(FromChild::Ended { job: 3, outcome: success(), memory: Some(101) }).await;
-    assert_eq!(stage.gone().await, Gone::Memory);
     let late = stage.up().await;
-    stage.zygote.died(heavy, 155).await;
+    stage.zygote.died(worn, 155).await;
     stage.pool.submit(job(4)).unwrap();
     stage.pool.interrupt(4, Interrupt::HardLimit(2.5));
     stage.zygote.signal(&late).await;

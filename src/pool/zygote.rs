@@ -5,7 +5,7 @@
 //! parent that reaps them, so a pid that it still lists cannot have been reused.
 //!
 //! A record on this socket is 13 bytes, little endian: `u8 kind · u32 child · u32 argument · i32 value`;
-//! a fork request carries the child's socket.
+//! a fork request carries the child's socket, and a reload is followed by as many bytes of JSON as its argument says.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
@@ -21,6 +21,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 
+use super::Reload;
 use crate::error::Error;
 
 /// Names a child process; never reused. Its process is called `ForkPoolWorker-<number>`.
@@ -49,6 +50,8 @@ pub(super) enum Command {
     },
     /// Signals a child, with its whole process group where it leads one.
     Signal { number: Number, signal: i32, scope: Scope },
+    /// Loads modules, for the children that it forks later.
+    Reload(Reload),
 }
 
 /// Who gets a signal.
@@ -69,8 +72,8 @@ pub(super) enum Report {
     Failed { errno: i32 },
     /// The signal was sent.
     Signalled,
-    /// It is dead: its exit code, or minus the signal that killed it.
-    Exited { code: i32 },
+    /// It is dead: its exit code, or minus the signal that killed it, and the most KiB that it had resident.
+    Exited { code: i32, peak: u32 },
 }
 
 const RECORD: usize = 13;
@@ -92,7 +95,7 @@ fn report(bytes: &[u8]) -> Option<(Number, Report)> {
         1 => Report::Forked { pid: u32::try_from(value).ok()? },
         2 => Report::Failed { errno: value },
         3 => Report::Signalled,
-        4 => Report::Exited { code: value },
+        4 => Report::Exited { code: value, peak: u32::from_le_bytes(word(5)) },
         _ => return None,
     };
     Some((u32::from_le_bytes(word(1)), report))
@@ -172,6 +175,12 @@ impl Orders {
             Command::Signal { number, signal, scope } => {
                 let bytes = record(2, number, u32::from(scope == Scope::Group), signal);
                 self.socket.write_all(&bytes).await
+            }
+            Command::Reload(reload) => {
+                let text = serde_json::to_vec(&reload).map_err(io::Error::other)?;
+                let length = u32::try_from(text.len()).map_err(io::Error::other)?;
+                self.socket.write_all(&record(3, 0, length, 0)).await?;
+                self.socket.write_all(&text).await
             }
         }
     }
@@ -285,7 +294,7 @@ mod tests {
     #[test]
     fn reports_are_read_and_anything_else_is_refused() {
         assert_eq!(report(&record(1, 7, 0, 42)), Some((7, Report::Forked { pid: 42 })));
-        assert_eq!(report(&record(4, 7, 0, -9)), Some((7, Report::Exited { code: -9 })));
+        assert_eq!(report(&record(4, 7, 640, -9)), Some((7, Report::Exited { code: -9, peak: 640 })));
         assert_eq!(report(&record(9, 7, 0, 0)), None);
         assert_eq!(report(&record(1, 7, 0, -1)), None);
         assert_eq!(report(b"short"), None);

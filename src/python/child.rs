@@ -42,7 +42,6 @@ pub(super) struct ChildPipe {
     arrived: Condvar,
     writing: Mutex<BytesMut>,
     serial: AtomicU64,
-    memory: bool,
     /// The process runs an event loop.
     looped: bool,
     /// The process that it belongs to.
@@ -341,8 +340,7 @@ impl ChildPipe {
     }
 
     fn ended(&self, py: Python<'_>, job: u64, outcome: Outcome) -> PyResult<()> {
-        let memory = if self.memory { resident() } else { None };
-        self.write(py, &FromChild::Ended { job, outcome, memory })
+        self.write(py, &FromChild::Ended { job, outcome })
     }
 }
 
@@ -358,19 +356,12 @@ impl<'py> FromPyObject<'_, 'py> for Text {
     }
 }
 
-/// Resident memory of this process, KiB.
-fn resident() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim().trim_end_matches("kB").trim_end().parse().ok()
-}
-
 #[pymethods]
 impl ChildPipe {
     /// Takes the descriptor over.
     #[new]
-    #[pyo3(signature = (fd, *, watch_memory = false, looped = false))]
-    fn new(fd: i32, watch_memory: bool, looped: bool) -> PyResult<Self> {
+    #[pyo3(signature = (fd, *, looped = false))]
+    fn new(fd: i32, looped: bool) -> PyResult<Self> {
         if fd < 0 {
             return Err(pyo3::exceptions::PyValueError::new_err("not a descriptor"));
         }
@@ -383,7 +374,6 @@ impl ChildPipe {
             arrived: Condvar::new(),
             writing: Mutex::default(),
             serial: AtomicU64::new(0),
-            memory: watch_memory,
             looped,
             pid: std::process::id(),
         })

@@ -6,7 +6,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use serde::Serialize;
 
-use crate::cli;
+use crate::{cli, control};
 
 /// Adds the functions of this file.
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -14,6 +14,7 @@ pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(parse_command, module)?)?;
     module.add_function(wrap_pyfunction!(refuse_options, module)?)?;
     module.add_function(wrap_pyfunction!(options_reference, module)?)?;
+    module.add_function(wrap_pyfunction!(control_commands, module)?)?;
     module.add_function(wrap_pyfunction!(own_options, module)?)?;
     Ok(())
 }
@@ -52,6 +53,12 @@ fn own_options() -> String {
 #[pyfunction]
 fn options_reference() -> String {
     cli::reference()
+}
+
+/// Every command of remote control that is not the app's, as a JSON list.
+#[pyfunction]
+fn control_commands() -> PyResult<String> {
+    json(&control::commands::COMMANDS)
 }
 
 fn json(value: &impl Serialize) -> PyResult<String> {

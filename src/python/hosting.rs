@@ -3,12 +3,14 @@
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use tokio::sync::mpsc;
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, oneshot};
 
 use super::hooks::settlement;
 use crate::worker::hosting::{Call, Order};
+use crate::worker::inside::Inside;
 
 /// Takes orders; the worker that is run with it carries them out. Orders to a worker that has ended are dropped.
 #[pyclass(frozen, module = "celeriac._core")]
@@ -26,6 +28,15 @@ impl Desk {
     fn order(&self, order: Order) {
         let _ = self.orders.send(order);
     }
+
+    /// Whether a worker has taken the other end.
+    fn is_served(&self) -> bool {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+}
+
+fn read<T: DeserializeOwned>(json: &str) -> PyResult<T> {
+    serde_json::from_str(json).map_err(|error| PyValueError::new_err(error.to_string()))
 }
 
 #[pymethods]
@@ -56,6 +67,43 @@ impl Desk {
     ) {
         let body = Bytes::copy_from_slice(body);
         self.order(Order::Call(Call { number, ticket, body, soft_limit, hard_limit }));
+    }
+
+    /// Runs a command of remote control: its reply, as JSON, or RuntimeError with what it would have answered.
+    fn ask(&self, py: Python<'_>, method: &str, arguments: &str) -> PyResult<String> {
+        let over = || PyRuntimeError::new_err("the worker does not run");
+        if !self.is_served() {
+            return Err(over());
+        }
+        let (answer, told) = oneshot::channel();
+        self.order(Order::Inside(Inside::Command {
+            method: method.to_owned(),
+            arguments: read(arguments)?,
+            answer,
+        }));
+        // Without the GIL: what the worker does before it comes to this may need it.
+        match py.detach(|| told.blocking_recv()) {
+            Ok(Ok(value)) => Ok(value.to_string()),
+            Ok(Err(exception)) => Err(PyRuntimeError::new_err(exception)),
+            Err(_) => Err(over()),
+        }
+    }
+
+    /// So many messages more, or less, may be unsettled.
+    fn prefetch(&self, messages: i64) {
+        self.order(Order::Inside(Inside::Prefetch(messages)));
+    }
+
+    /// The policies of all tasks, as `Config` has them.
+    fn tasks(&self, policies: &str) -> PyResult<()> {
+        self.order(Order::Inside(Inside::Tasks(read(policies)?)));
+        Ok(())
+    }
+
+    /// Replaces all children by some that have loaded modules: `{"modules": [...], "reload": true}`.
+    fn restart(&self, reload: &str) -> PyResult<()> {
+        self.order(Order::Inside(Inside::Restart(read(reload)?)));
+        Ok(())
     }
 
     /// Kills the child that runs a call.

@@ -85,15 +85,18 @@ impl Consumer {
                 let arguments = Value::Object(request.arguments.clone());
                 self.ask(Some(request.clone()), request.method, arguments);
             }
-            Handled::Consume(request, queue) => {
-                let hooks = self.hooks.clone();
-                let arguments = Value::Object(request.arguments.clone());
-                self.asking.spawn(async move {
-                    let declared = hooks.control("celeriac.declare", arguments).await;
-                    Asked::Declared(request, queue, declared)
-                });
-            }
+            Handled::Consume(request, queue) => self.declare(request, queue),
         }
+    }
+
+    /// Has the app declare the queue that is to be consumed.
+    pub(super) fn declare(&mut self, request: Request, queue: Box<Queue>) {
+        let hooks = self.hooks.clone();
+        let arguments = Value::Object(request.arguments.clone());
+        self.asking.spawn(async move {
+            let declared = hooks.control("celeriac.declare", arguments).await;
+            Asked::Declared(request, queue, declared)
+        });
     }
 
     fn opened(&mut self, message: Message, opened: Option<Value>) {

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::Exit;
 use super::asking::Asked;
+use super::autoscale::Autoscaler;
 use super::continuations::Continuations;
 use super::dispatch::Rules;
 use super::hooks::{Hooks, Notice, Unstarted};
@@ -108,6 +109,7 @@ pub(super) struct Consumer {
     pub(super) seat: Seat,
     pub(super) shutdown: Shutdown,
     pub(super) prefetch: u32,
+    pub(super) autoscaler: Option<Autoscaler>,
     pub(super) clock: LamportClock,
     pub(super) revoked: RevokedTasks,
     /// Rate limits that were changed, as they were given.
@@ -153,6 +155,7 @@ impl Consumer {
         config.revoked.iter().for_each(|id| revoked.insert(id, Instant::now()));
         let clock = LamportClock::at(config.clock);
         let desk = Desk::new(hooks.as_ref());
+        let autoscaler = config.autoscale.as_ref().map(|config| Autoscaler::new(config, Instant::now()));
         let mut consumer = Self {
             config,
             rules,
@@ -169,6 +172,7 @@ impl Consumer {
             seat,
             shutdown: Shutdown::default(),
             prefetch,
+            autoscaler,
             clock,
             revoked,
             rate_texts: HashMap::new(),
@@ -200,6 +204,7 @@ impl Consumer {
     pub(super) async fn run(&mut self, inbox: &mut Inbox) -> Exit {
         loop {
             self.seat.turned();
+            self.autoscale();
             self.pump();
             self.link.flush();
             if self.is_over() {
@@ -221,6 +226,9 @@ impl Consumer {
                 () = tokio::time::sleep_until(until) => self.on_due(),
             }
         }
+        // Whoever waits for an answer hears that there will be none.
+        self.desk.orders.close();
+        while self.desk.orders.try_recv().is_ok() {}
         self.hooks.notice(Notice::Over { clock: self.clock.value() });
         Exit { code: self.shutdown.exit_code, restart: self.shutdown.restart, broken: self.broken.take() }
     }
@@ -241,7 +249,8 @@ impl Consumer {
             sleep = sleep.min(Duration::try_from_secs_f64(at - self.uptime()).unwrap_or_default());
         }
         let until = Instant::now() + sleep;
-        self.stop_until.map_or(until, |stop| until.min(stop))
+        let check = self.autoscaler.as_ref().map(Autoscaler::check_at).filter(|_| self.is_running());
+        [self.stop_until, check].into_iter().flatten().fold(until, Instant::min)
     }
 
     // --- the broker -----------------------------------------------------------------------------------
@@ -408,8 +417,14 @@ impl Consumer {
             // What runs, what waits for its time, and what could start now.
             let unsettled = self.jobs.active().filter(|(_, job)| !job.acknowledged).count();
             let unsettled = unsettled + self.desk.unsettled();
+            // Under autoscale there are more slots as soon as there are tasks for them.
+            let more = self
+                .autoscaler
+                .as_ref()
+                .map_or(0, |scaler| scaler.max().saturating_sub(self.pool.capacity()));
             // Nobody knows what kind comes next: it must be able to start, whichever it is.
-            let idle = self.pool.idle().saturating_sub(self.ready.len(Lane::Slot) + self.desk.claims());
+            let idle =
+                (self.pool.idle() + more).saturating_sub(self.ready.len(Lane::Slot) + self.desk.claims());
             let idle = match self.pool.loop_slots() {
                 0 => idle,
                 _ => idle.min(self.pool.idle_loops().saturating_sub(self.ready.len(Lane::Loop))),

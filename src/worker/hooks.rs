@@ -160,7 +160,8 @@ pub trait Hooks: Send + Sync {
     /// or have ended. Celery does so since 5.6.2, before it answers.
     async fn store_revoked(&self, tasks: Vec<Unstarted>);
 
-    /// A remote control command that is not ours: the app's own. `None`: no such command.
+    /// A remote control command that is not ours: the app's own. `None`: no such command. A reply that is JSON only for
+    /// Python, which writes `Infinity`, comes as its text; others may.
     async fn control(&self, method: &str, arguments: Value) -> Option<Value>;
 
     /// Tells the app's own `Request` and `Strategy` objects, in the order of the calls. The future ends when they have

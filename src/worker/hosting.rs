@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::consumer::{Consumer, Received};
 use super::hooks::Hooks;
+use super::inside::Inside;
 use super::jobs::Limit;
 use super::request::Request;
 use super::schedule::Due;
@@ -57,6 +58,8 @@ pub enum Order {
         /// The exit status.
         code: i32,
     },
+    /// Asks something of the worker that concerns none of its requests.
+    Inside(Inside),
 }
 
 /// A call for the pool.
@@ -371,6 +374,7 @@ impl Consumer {
 
     pub(super) fn on_order(&mut self, order: Order) {
         match order {
+            Order::Inside(inside) => self.on_inside(inside),
             Order::Settle { ticket, settlement } => {
                 let Some(held) = self.desk.held.get_mut(&ticket) else { return };
                 if !held.settled {

@@ -17,7 +17,9 @@ const COLD_PATIENCE: Duration = Duration::from_secs(8);
 
 impl Consumer {
     pub(super) fn tell_ready(&mut self) {
-        if self.connected && self.slots_up > 0 && !self.ready_told {
+        // A pool of no processes grows with the first task.
+        let can_run = self.slots_up > 0 || self.pool.capacity() == 0;
+        if self.connected && can_run && !self.ready_told {
             self.ready_told = true;
             self.hooks.notice(Notice::Ready);
             if self.config.heartbeat.is_some() {
@@ -75,6 +77,10 @@ impl Consumer {
             self.link.settle(request.handle.settle(Settlement::GiveBack));
         }
         self.link.flush();
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.shutdown.phase == Phase::Running
     }
 
     pub(super) fn is_over(&self) -> bool {

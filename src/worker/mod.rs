@@ -4,11 +4,13 @@
 
 pub mod acks;
 mod asking;
+mod autoscale;
 mod consumer;
 mod continuations;
 pub mod dispatch;
 pub mod hooks;
 pub mod hosting;
+pub mod inside;
 mod intake;
 mod jobs;
 mod life;

@@ -48,6 +48,8 @@ impl Consumer {
                 self.slots_up = self.slots_up.saturating_sub(1);
                 self.hooks.notice(Notice::Children(self.pool.pids()));
             }
+            // The loop looks for work after every event.
+            pool::Event::Idle { .. } => {}
             pool::Event::Accepted { job } if self.on_call_accepted(job) => {}
             pool::Event::Accepted { job } => self.on_accepted(job),
             pool::Event::Answered { job, value } => self.on_answered(job, value),

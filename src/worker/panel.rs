@@ -43,10 +43,26 @@ impl Consumer {
         true
     }
 
-    fn change_prefetch(&mut self, slots: i64) {
+    /// For so many slots more or less.
+    pub(super) fn change_prefetch(&mut self, slots: i64) {
+        self.add_prefetch(slots.saturating_mul(i64::from(self.config.prefetch_multiplier)));
+    }
+
+    /// By so many messages; a prefetch without a bound stays one.
+    pub(super) fn add_prefetch(&mut self, messages: i64) {
         if self.prefetch > 0 {
-            let change = slots * i64::from(self.config.prefetch_multiplier);
-            self.prefetch = u32::try_from(i64::from(self.prefetch) + change).unwrap_or(1).max(1);
+            let changed = i64::from(self.prefetch).saturating_add(messages);
+            self.prefetch = u32::try_from(changed.max(1)).unwrap_or(u32::MAX);
+        }
+    }
+
+    /// Why the pool cannot change its size, if it cannot.
+    fn fixed(&self) -> Result<(), String> {
+        match self.pool.name() {
+            "prefork" | "native" => Ok(()),
+            name => Err(format!(
+                "NotImplementedError('the {name} pool has the size that it was started with: restart the worker with another -c')"
+            )),
         }
     }
 }
@@ -163,6 +179,7 @@ impl Panel for Consumer {
             },
             broker: broker_stats(&self.link.broker().address(), &self.config.broker),
             prefetch_count: self.wanted_prefetch().unwrap_or(0),
+            autoscaler: self.autoscaler_shown(),
         }
     }
 
@@ -238,13 +255,23 @@ impl Panel for Consumer {
         self.cancel_queue(queue);
     }
 
+    fn autoscales(&self) -> bool {
+        self.autoscaler.is_some()
+    }
+
+    fn autoscale(&mut self, max: Option<u32>, min: Option<u32>) -> Option<(usize, usize)> {
+        self.change_autoscale(max, min)
+    }
+
     fn grow(&mut self, by: usize) -> Result<(), String> {
+        self.fixed()?;
         self.pool.grow(by);
         self.change_prefetch(i64::try_from(by).unwrap_or(0));
         Ok(())
     }
 
     fn shrink(&mut self, by: usize) -> Result<(), String> {
+        self.fixed()?;
         if by >= self.pool.capacity() {
             return Err(r#"ValueError("Can't shrink pool. All processes busy!")"#.to_owned());
         }

@@ -220,6 +220,7 @@ pub(crate) fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
         disable_prefetch: false,
         eta_task_limit: None,
         rate_limits: true,
+        autoscale: None,
         revoked: Vec::new(),
         clock: 0,
         tasks: HashMap::from([("tasks.add".to_owned(), policy)]),

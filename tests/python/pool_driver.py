@@ -170,9 +170,9 @@ def _decode(payload: bytes) -> tuple[Any, ...]:
             },
         )
     assert kind == ENDED, payload
-    job, has_memory, memory = reader.number("Q"), reader.number("B"), reader.number("Q")
+    job = reader.number("Q")
     name, form = OUTCOMES[reader.number("B")]
-    return ("ended", job, name, *reader.fields(form), memory if has_memory else None)
+    return ("ended", job, name, *reader.fields(form))
 
 
 class Supervisor:

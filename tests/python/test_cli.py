@@ -123,7 +123,6 @@ def test_the_app_behind_the_command_is_refused_with_a_hint():
 
 MISSING = [
     (["-E"], "--task-events"),
-    (["--autoscale", "4,1"], "--autoscale"),
 ]
 # At the other door the original patches the process for these before it asks anybody.
 MISSING_POOLS = [(["-P", "gevent"], "--pool gevent"), (["-P", "eventlet"], "--pool eventlet")]

@@ -333,6 +333,23 @@ app.finalize()
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("setting", "options", "env", "named"),
+    [
+        ("worker_autoscaler = 'my.module:Scaler'", [], {}, "worker_autoscaler is my.module:Scaler"),
+        ("worker_pool = 'prefork'", ["-P", "threads"], {}, "--autoscale needs processes, and the pool is threads"),
+        ("worker_pool = 'prefork'", [], {"AUTOSCALE_KEEPALIVE": "0"}, "AUTOSCALE_KEEPALIVE is 0"),
+    ],
+)
+def test_an_autoscale_that_cannot_be_had_ends_the_start_with_2_and_its_reason(tmp_path, setting, options, env, named):
+    (tmp_path / "proj.py").write_text(f"from plain_config import app\napp.conf.{setting}\n")
+    command = [sys.executable, "-m", "celeriac", "-A", "proj", "worker", "--autoscale=4,1", *options]
+    done = finish(command, cwd=tmp_path, timeout=30, **env)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_settings_without_effect_are_named_in_one_warning(tmp_path):
     (tmp_path / "proj.py").write_text(
         "from show import app\napp.conf.worker_send_task_events = True\n"

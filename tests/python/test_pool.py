@@ -27,10 +27,10 @@ HERE = Path(__file__).parent
 SENDER = "celery@test" if celery.VERSION >= (5, 7) else None
 
 
-def plan(kind: str = "prefork", lanes: int = 1, watch_memory: bool = False, **settings: Any) -> zygote.Plan:
+def plan(kind: str = "prefork", lanes: int = 1, **settings: Any) -> zygote.Plan:
     app = pool_app.make(**settings)
     app.finalize()
-    return zygote.Plan(app, "celery@test", kind=kind, lanes=lanes, watch_memory=watch_memory)
+    return zygote.Plan(app, "celery@test", kind=kind, lanes=lanes)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_ignore_has_an_outcome_of_its_own(supervisor: Supervisor) -> None:
 def test_a_body_that_cannot_be_decoded_is_not_accepted(supervisor: Supervisor) -> None:
     child = supervisor.fork()
     child.run(1, "add", body=b"{")
-    name, number, kind, reason, _ = child.frame()
+    name, number, kind, reason = child.frame()
     assert (name, number, kind) == ("ended", 1, "undecodable")
     assert "JSONDecodeError" in reason
 
@@ -128,7 +128,7 @@ def test_a_body_of_the_wrong_shape_is_malformed_and_not_accepted(supervisor: Sup
 def test_a_content_type_that_is_not_accepted_is_refused_unread(supervisor: Supervisor) -> None:
     child = supervisor.fork()
     child.run(1, "add", body=pickle.dumps(([], {}, {})), content_type="application/x-python-serialize")
-    name, _, kind, reason, _ = child.frame()
+    name, _, kind, reason = child.frame()
     assert (name, kind) == ("ended", "malformed")
     assert "untrusted content" in reason
 
@@ -284,14 +284,6 @@ def test_a_worker_process_init_handler_that_raises_is_logged_and_the_child_works
         child = supervisor.fork()
         child.run(1, "add", 1, 1)
         assert child.outcome()[2] == "2"
-
-
-def test_memory_is_reported_where_it_is_watched() -> None:
-    with Supervisor(plan(watch_memory=True)) as supervisor:
-        child = supervisor.fork()
-        child.run(1, "add", 1, 1)
-        memory = child.outcome()[-1]
-        assert 5_000 < memory < 1_000_000
 
 
 def test_the_heap_that_children_share_is_frozen(supervisor: Supervisor) -> None:
