@@ -37,7 +37,7 @@ test-python: build $(BIN)/.test-requirements
 	CONFORMANCE="$(CONFORMANCE)" $(BIN)/python -m pytest $(PYTEST)
 
 servers:
-	tests/apt-install redis-server rabbitmq-server memcached
+	tests/apt-install redis-server rabbitmq-server memcached chromium chromedriver
 
 lint: $(BIN)/.test-requirements
 	$(CARGO) fmt --all --check
@@ -55,7 +55,7 @@ format: $(BIN)/.test-requirements
 docs: build
 	$(BIN)/python -c 'from celeriac import _core; print(_core.options_reference(), end="")' > docs/options.md
 	$(BIN)/python -c 'from celeriac import settings; print(settings.reference(), end="")' > docs/settings.md
-	CELERIAC_WRITE_DOCS=1 $(CARGO) test --locked --lib metrics
+	CELERIAC_WRITE_DOCS=1 $(CARGO) test --locked --lib in_the_docs
 
 build: $(BIN)/.installed-$(PROFILE)
 

@@ -44,6 +44,7 @@
 //!   broker's word that it has the continuation. A crash repeats work, it never loses it.
 //! - What a worker holds on Redis it keeps alive; what a dead worker held comes back in seconds.
 //! - A lost connection leaves nothing behind but the bookkeeping of deliveries; outcomes wait for the next.
+//! - No task waits for an event: what the broker does not take is bounded, then dropped and counted.
 //! - Whatever arrives on a queue gets one log line and one settlement; wire data cannot panic.
 //! - A [`broker::Handle`] settles its delivery once. Dropped unsettled, it logs a bug and leaves the message to the
 //!   broker.
@@ -56,8 +57,9 @@
 //! | [`broker`] | the trait, sessions, topology, the failover list; `redis`, `amqp`, `filesystem`, `memory` |
 //! | [`backend`] | the trait and the result backends |
 //! | [`pool`] | slots, event loops (`loops`), frames (`ipc`), children and the zygote's end (`processes`), when they are worn out (`wear`, `memory`) |
-//! | [`worker`] | the loop (`consumer`; `intake`, `ready`, `outcomes`, `continuations`, `life`), its link to the broker, dispatch, acks, schedule, autoscale, stopping |
-//! | [`control`], [`cluster`] | remote control as a table of commands; the logical clock |
+//! | [`worker`] | the loop (`consumer`; `intake`, `ready`, `outcomes`, `continuations`, `life`), its link to the broker, dispatch, acks, which events are told when, neighbours, schedule, autoscale, stopping |
+//! | [`control`] | remote control as a table of commands |
+//! | [`cluster`] | the logical clock; events and heartbeats; mingle and gossip, as state without I/O |
 //! | [`native`] | tasks as async Rust functions, and the worker that runs them without Python |
 //! | [`cli`] | the command line as a table of flags |
 //! | [`logging`] | the line of a received task, where Python's logging need not see it |
@@ -73,6 +75,14 @@
 //! Every concern has a native rung and one that calls Celery's or kombu's own objects; the choice is made once, at the
 //! start, per app (python/celeriac/ladder.py), and `celeriac -A proj doctor` shows it with its reason. Tasks run
 //! through Celery's tracer, looked up by attribute, so that integrations that replace it work.
+//!
+//! # Pools of greenlets
+//!
+//! gevent and eventlet patch Python before anything is imported, and a patched supervisor would wait for greenlets that
+//! it never runs. So the zygote's fork becomes a new interpreter (python/celeriac/green.py) that patches, goes through
+//! the supervisor's command line once more to find the app just so, and serves all slots over the one socket
+//! (python/celeriac/greenlets.py): a greenlet reads frames, every job has its own. The pipe never waits in their thread
+//! (src/python/green.rs). A process that was patched before it is asked becomes `python -m celeriac`.
 //!
 //! # What follows a task
 //!

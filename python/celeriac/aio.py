@@ -46,7 +46,7 @@ def tasks(app: Any) -> list[Task]:
 
 def concurrency(worker: Worker) -> int:
     """How many tasks run at a time on one loop. Raises ValueError in words for the user."""
-    given = worker.options.get("async_concurrency")
+    given: str | int | None = worker.async_concurrency
     name = "--async-concurrency"
     if given is None:
         name, given = SWITCH, os.environ.get(SWITCH) or DEFAULT

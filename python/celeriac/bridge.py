@@ -95,6 +95,10 @@ class Hooks:
                 self.worker.state.revoked.update(fields)
             case "over":
                 self.worker.app.clock.adjust(fields["clock"])
+            case "events":
+                self.worker.consumer.event_dispatcher.switch(tasks=fields["tasks"])
+            case "neighbour":
+                self.worker.consumer.gossip.heard(fields["event"], fields["missed"])
             case "heartbeat":
                 signals.heartbeat_sent.send(sender=self.worker.consumer)
             case "listening":
@@ -133,7 +137,7 @@ class Hooks:
         parts = json.loads(envelope)
         with json_lines.about(_headers(parts)):
             try:
-                return self.incidents.report(json.loads(incident), parts, body, pid)
+                return json.dumps(self.incidents.report(json.loads(incident), parts, body, pid))
             except Exception:
                 logger.exception("A message could not be reported: %s", incident)
                 return None

@@ -303,8 +303,10 @@ class Lane:
             _interruptible = False
             if billiard_common._should_have_exited[0]:
                 raise
+            if self.interrupted(number, exc):
+                return None
             answer = (False, ExceptionInfo())
-            if isinstance(exc, SystemExit | KeyboardInterrupt) and self.plan.lanes == 1:
+            if isinstance(exc, SystemExit | KeyboardInterrupt) and self.plan.alone:
                 code, status = exit_of(exc)
                 self.pipe.answered(number, pickle.dumps(answer, pickle.HIGHEST_PROTOCOL), lost=status)
                 return code
@@ -375,7 +377,7 @@ class Lane:
             pipe.retried(number, safe_repr(exc.exc), traceback)
         else:
             pipe.failed(number, _describe(einfo), traceback, runtime)
-            if isinstance(exc, MemoryError) and self.plan.lanes == 1:
+            if isinstance(exc, MemoryError) and self.plan.alone:
                 # As in Celery the process is not trusted any more.
                 return EX_FAILURE
         return None
@@ -385,8 +387,10 @@ class Lane:
         if billiard_common._should_have_exited[0]:
             # We were told to die and the task did not finish: the supervisor knows why.
             raise exc
-        # Other tasks run in a process of threads: one of them cannot end it.
-        if isinstance(exc, SystemExit | KeyboardInterrupt) and self.plan.lanes == 1:
+        if self.interrupted(number, exc):
+            return None
+        # Other tasks run in a process of threads or greenlets: one of them cannot end it.
+        if isinstance(exc, SystemExit | KeyboardInterrupt) and self.plan.alone:
             return self.exited(number, exc)
         einfo = ExceptionInfo()
         if isinstance(exc, Reject | Ignore | Retry):
@@ -413,6 +417,10 @@ class Lane:
         )
         logger.error("Task handler raised error: %r", exc, exc_info=einfo.exc_info)
         return self.unsuccessful(number, einfo, 0.0)
+
+    def interrupted(self, number: int, exc: BaseException) -> bool:
+        """Whether the supervisor had this raised to end the job, and has been told that it did."""
+        return False
 
     def exited(self, number: int, exc: BaseException) -> int:
         """The task asked for the end of its process."""

@@ -18,10 +18,8 @@ import click
 from celery.exceptions import ImproperlyConfigured
 from click.core import augment_usage_errors
 
-from celeriac import _core, seam
-
-#: Set to its own pid in a process that has detached, which must not detach again.
-DETACHED = "CELERIAC_DETACHED"
+from celeriac import _core, green, seam
+from celeriac.green import DETACHED
 
 PROGRAM = "celeriac"
 
@@ -32,6 +30,22 @@ def main() -> NoReturn:
     if not line["ours"]:
         _run_celery(line["command"])
     sys.exit(_in_click(lambda: _run(line)))
+
+
+def as_child() -> int:
+    """The child of a pool of greenlets goes through the supervisor's command line; gives its exit status."""
+    line = _read(_core.parse_globals(sys.argv, _environment(), version()))
+    return _in_click(lambda: _run_as_child(line))
+
+
+def _run_as_child(line: dict[str, Any]) -> int:
+    context = _load_app(line["options"], line["command"])
+    context.command.parse_args(context, line["arguments"])
+    # What a worker is only once, the supervisor is.
+    context.params.update(detach=False, uid=None, gid=None, pidfile=None, statedb=None, beat=False)
+    with context:
+        context.invoke(_callback(context), **context.params)
+    return 0
 
 
 def version() -> str:
@@ -89,16 +103,17 @@ def _in_click(run: Callable[[], int]) -> int:
 
 def _run(line: dict[str, Any]) -> int:
     """`celeriac worker` and `celeriac doctor`."""
-    options = line["options"]
-    if options["workdir"]:
-        os.chdir(options["workdir"])
+    green.note()
+    for kind in (green.named(line["arguments"]), *green.have_patched()):
+        if kind:
+            green.stay_unpatched(kind)
     seam.install()
-    context = _load_app(options, line["command"])
+    context = _load_app(line["options"], line["command"])
     app = context.obj.app
     parsed = _read(
         _core.parse_command(line["command"], line["arguments"], _environment(), json.dumps(_options_of(app)))
     )
-    _refuse_green_pool(app)
+    _refuse_missing_pool(app, line["arguments"])
     # Read again by the options of Celery's command: they know the defaults, the settings and the app's own.
     words = [word for word in line["arguments"] if word != "--json"]
     context.command.parse_args(context, words)
@@ -107,6 +122,10 @@ def _run(line: dict[str, Any]) -> int:
 
         return doctor.main(app, context, as_json=bool(parsed["options"]["json"]))
     _refuse_other_worker(app)
+    from celeriac import ladder
+
+    if ladder.pool_kind(context.params["pool"]) in green.KINDS and green.patching():
+        _unpatch()
     _detach_once(context)
     with context:
         context.invoke(_callback(context), **context.params)
@@ -132,6 +151,8 @@ def _load_app(options: dict[str, Any], command: str) -> click.Context:
     from celery.bin.celery import celery as group
     from celery.bin.worker import worker
 
+    if options["workdir"]:
+        os.chdir(options["workdir"])
     parent = click.Context(group, info_name=PROGRAM, auto_envvar_prefix="CELERY")
     parent.invoked_subcommand = command
     with parent:
@@ -156,12 +177,21 @@ def _options_of(app: celery.Celery) -> list[dict[str, Any]]:
     ]
 
 
-def _refuse_green_pool(app: celery.Celery) -> None:
-    from celeriac import ladder
+def _refuse_missing_pool(app: celery.Celery, words: list[str]) -> None:
+    """A pool whose library is not installed, asked before Celery imports it. Exit status 1, as Celery's traceback."""
+    kind = green.named(words) or app.conf.worker_pool
+    why = green.missing(kind) if kind in green.KINDS else None
+    if why:
+        raise click.ClickException(why)
 
-    reasons = ladder.refused_pool_setting(app)
-    if reasons:
-        raise ladder.Refused(reasons)
+
+def _unpatch() -> None:
+    if green.have_patched():
+        raise click.ClickException(
+            "the app patches this process with gevent or eventlet in a way that celeriac cannot prevent: let the "
+            "option -P do it, or call patch_all() and monkey_patch() as attributes of their modules."
+        )
+    green.start_again()
 
 
 def _refuse_other_worker(app: celery.Celery) -> None:

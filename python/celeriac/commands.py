@@ -17,7 +17,7 @@ from kombu import serialization
 from kombu.utils import json as kombu_json
 from kombu.utils.encoding import ensure_bytes
 
-from celeriac import config
+from celeriac import config, gossip
 
 if TYPE_CHECKING:
     from celeriac.worker import Worker
@@ -41,7 +41,9 @@ class Commands:
         self.own: dict[str, Callable[[dict[str, Any]], str | None]] = {
             "celeriac.declare": self._declare,
             "celeriac.deselect": self._deselect,
+            "celeriac.elected": lambda arguments: gossip.elected(self.worker.consumer.gossip, arguments),
             "celeriac.open": self._open,
+            "celeriac.overhear": self._overhear,
             "celeriac.seal": self._seal,
             "celeriac.stats": self._stats,
         }
@@ -110,18 +112,22 @@ class Commands:
 
     # --- messages that are not JSON: signed ones, above all ---
 
-    def _open(self, sealed: dict[str, Any]) -> str:
+    def _open(self, sealed: dict[str, Any], more: tuple[str, ...] = ()) -> str:
         """The body of a control message as `Ok`, or as `Err` why it may not or cannot be decoded."""
         try:
             body = serialization.loads(
                 base64.b64decode(sealed["body"]),
                 sealed["content_type"],
                 sealed["content_encoding"],
-                accept=serialization.prepare_accept_content(self.app.conf.accept_content),
+                accept=serialization.prepare_accept_content([*(self.app.conf.accept_content or ()), *more]),
             )
         except Exception as exc:
             return json.dumps({"Err": repr(exc)})
         return json.dumps({"Ok": body}, default=repr)
+
+    def _overhear(self, sealed: dict[str, Any]) -> str:
+        """The same for what other workers say, who write events in a serializer of their own."""
+        return self._open(sealed, (self.app.conf.event_serializer,))
 
     def _seal(self, reply: dict[str, Any]) -> str | None:
         """The reply as the app's serializer writes it."""

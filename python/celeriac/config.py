@@ -24,7 +24,7 @@ from kombu.serialization import prepare_accept_content, registry
 from kombu.transport.base import to_rabbitmq_queue_arguments
 from kombu.utils.url import url_to_parts
 
-from celeriac import aio, ladder, lines
+from celeriac import aio, events, gossip, ladder, lines
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -63,6 +63,9 @@ def build(worker: Worker) -> dict[str, Any]:
         "control": control(app),
         "app_has_stats": any(True for _ in worker.informative_steps()),
         "heartbeat": heartbeat(worker),
+        "heartbeat_signal": bool(signals.heartbeat_sent.receivers),
+        "events": events.config(worker),
+        "cluster": cluster(worker),
         "lines": lines.config(),
         "log_tasks": worker.log_format == "json",
         "http": worker.http,
@@ -88,10 +91,16 @@ def wants_lines(level: int) -> bool:
 
 
 def heartbeat(worker: Worker) -> float | None:
-    """Seconds between `heartbeat_sent` signals, where anybody listens."""
-    if worker.options.get("without_heartbeat") or not signals.heartbeat_sent.receivers:
+    """Seconds between heartbeats."""
+    if worker.options.get("without_heartbeat"):
         return None
     return float(worker.options.get("heartbeat_interval") or 2.0)
+
+
+def cluster(worker: Worker) -> dict[str, Any]:
+    """`ClusterConfig`."""
+    heard = gossip.queue(worker)
+    return {"mingle": gossip.mingles(worker), "gossip": queue(heard) if heard else None}
 
 
 # --- broker ---
@@ -280,6 +289,7 @@ def task_policy(task: Task) -> dict[str, Any]:
         "rate_limit": rate_limit(task),
         "rate_limit_text": None if task.rate_limit is None else str(task.rate_limit),
         "ignore_result": bool(task.ignore_result),
+        "send_events": bool(task.send_events),
         "hosting": ladder.hosting(task),
         "asynchronous": aio.is_async(task),
     }

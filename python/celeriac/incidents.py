@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from billiard.einfo import ExceptionInfo
 from celery import signals, states
@@ -13,11 +13,13 @@ from celery.app.trace import task_has_custom
 from celery.backends.redis import RedisBackend
 from celery.exceptions import NotRegistered, Reject, Retry, TimeLimitExceeded, WorkerLostError
 from celery.utils.saferepr import saferepr
+from celery.utils.serialization import get_pickled_exception
 from celery.worker.request import Request
 from kombu.exceptions import OperationalError
 from kombu.message import Message
 from kombu.serialization import prepare_accept_content
 from kombu.utils import json as kombu_json
+from kombu.utils.encoding import safe_repr, safe_str
 
 from celeriac.properties import repeat_headers
 
@@ -55,8 +57,17 @@ class Settled(Message):  # type: ignore[misc]
         """Do nothing."""
 
 
+class Account(TypedDict, total=False):
+    """What became of a reported message; `src/worker/told.rs` makes events of it."""
+
+    #: Overrides how the message is settled: `ack`, `reject` or `requeue`.
+    settlement: str
+    #: `failed`, `retried` or `succeeded`, with what its event shows.
+    became: dict[str, dict[str, str]]
+
+
 class Incidents:
-    """Reports; the answer of :meth:`report` overrides how the message is settled."""
+    """Reports; :meth:`report` says what became of the message."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
@@ -75,11 +86,11 @@ class Incidents:
             return
         signals.task_received.send(sender=self.worker.consumer, request=request)
 
-    def report(self, incident: dict[str, Any], envelope: dict[str, Any], body: bytes, pid: int | None) -> str | None:
+    def report(self, incident: dict[str, Any], envelope: dict[str, Any], body: bytes, pid: int | None) -> Account:
         """Account for a message that no child accounts for."""
         handler = getattr(self, "_" + incident.pop("what"))
-        answer: str | None = handler(envelope, body, pid, **incident)
-        return answer
+        account: Account | None = handler(envelope, body, pid, **incident)
+        return account or {}
 
     # --- refused messages --------------------------------------------------------------------------
 
@@ -174,7 +185,7 @@ class Incidents:
 
     def _worker_lost(
         self, envelope: dict[str, Any], body: bytes, pid: int | None, status: str, requeued: bool
-    ) -> str | None:
+    ) -> Account:
         request = self._request(envelope, body, pid)
         exc = WorkerLostError(f"Worker exited prematurely: {status}.")
         einfo = einfo_of(exc)
@@ -187,56 +198,62 @@ class Incidents:
             logger.warning("Task %s[%s] succeeded before the worker was lost: %r", request.name, request.id, exc)
             if part:
                 task.backend.on_chord_part_return(request._context, states.SUCCESS, stored.get("result"))
-            return "ack"
+            shown = saferepr(stored.get("result"), task.resultrepr_maxsize)
+            return {"settlement": "ack", "became": {"succeeded": {"result": shown}}}
         if getattr(task, "retry_on_worker_lost", False):
             limit = task.max_retries
             exhausted = limit is not None and request._context.retries >= limit
             if not exhausted:
                 if request._retry_worker_lost(exc, einfo):
-                    return "ack"
+                    return {"settlement": "ack", "became": {"retried": shown_of(exc, einfo)}}
                 if task.acks_late and task.reject_on_worker_lost:
                     self._handler_error(exc, einfo)
-                    return "requeue"
-        if not requeued:
-            self._fail(request, exc, einfo)
+                    return {"settlement": "requeue"}
+        account = {} if requeued else self._fail(request, exc, einfo)
         self._handler_error(exc, einfo)
-        return None
+        return account
 
-    def _timed_out(self, envelope: dict[str, Any], body: bytes, pid: int | None, limit: float, requeued: bool) -> None:
+    def _timed_out(
+        self, envelope: dict[str, Any], body: bytes, pid: int | None, limit: float, requeued: bool
+    ) -> Account:
         request = self._request(envelope, body, pid)
         # As it was given: the command line has 2.0 where a message has 2.
         given = (request.time_limits[0], request.task.time_limit, self.worker.time_limit)
         seconds = next((value for value in given if value == limit), limit)
         logger.error("Hard time limit (%ss) exceeded for %s[%s]", seconds, request.name, request.id)
         if requeued:
-            return
+            return {}
         exc = TimeLimitExceeded(seconds)
         einfo = einfo_of(exc)
         task = request.task
         # Once: as in 5.7 every hook of a failure runs, and unlike it none runs twice.
-        self._fail(request, exc, einfo)
+        account = self._fail(request, exc, einfo)
         task.on_failure(exc, request.id, request.args, request.kwargs, einfo)
         if task_has_custom(task, "after_return"):
             task.after_return(states.FAILURE, exc, request.id, request.args, request.kwargs, None)
         self._handler_error(exc, einfo)
+        return account
 
     def _task_rejected(
         self, envelope: dict[str, Any], body: bytes, pid: int | None, exception: str, traceback: str
-    ) -> None:
+    ) -> Account:
         request = self._request(envelope, body, pid)
         try:
             reason = kombu_json.loads(exception)
         except ValueError:
             reason = exception
         exc = Reject(reason, requeue=False)
-        self._fail(request, exc, einfo_of(exc))
+        account = self._fail(request, exc, einfo_of(exc))
+        account["became"]["failed"]["traceback"] = traceback
+        return account
 
-    def _unsent(self, envelope: dict[str, Any], body: bytes, pid: int | None, reason: str) -> None:
+    def _unsent(self, envelope: dict[str, Any], body: bytes, pid: int | None, reason: str) -> Account:
         request = self._request(envelope, body, pid)
         exc = OperationalError(reason)
         einfo = einfo_of(exc)
-        self._fail(request, exc, einfo)
+        account = self._fail(request, exc, einfo)
         self._handler_error(exc, einfo)
+        return account
 
     def _cancelled(self, envelope: dict[str, Any], body: bytes, pid: int | None) -> None:
         request = self._request(envelope, body, pid)
@@ -247,7 +264,7 @@ class Incidents:
 
     # --- parts -------------------------------------------------------------------------------------
 
-    def _fail(self, request: Any, exc: BaseException, einfo: Any) -> None:
+    def _fail(self, request: Any, exc: BaseException, einfo: Any) -> Account:
         task = request.task
         task.backend.mark_as_failure(request.id, exc, request=request._context, store_result=request.store_errors)
         task.request_stack.push(request._context)
@@ -263,6 +280,7 @@ class Incidents:
             )
         finally:
             task.request_stack.pop()
+        return {"became": {"failed": shown_of(exc, einfo)}}
 
     def _handler_error(self, exc: BaseException, einfo: Any) -> None:
         logger.error("Task handler raised error: %r", exc, exc_info=einfo.exc_info)
@@ -310,6 +328,11 @@ class _Anonymous:
         self.stamped_headers = headers.get("stamped_headers")
         self.stamps = headers.get("stamps")
         self.children: list[Any] = []
+
+
+def shown_of(exc: BaseException, einfo: Any) -> dict[str, str]:
+    """An exception as events show it."""
+    return {"exception": safe_repr(get_pickled_exception(exc)), "traceback": safe_str(einfo.traceback)}
 
 
 def signal_of(number: int | None) -> int | None:

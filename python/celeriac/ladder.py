@@ -35,7 +35,12 @@ POOLS = {
     "celery.concurrency.prefork:TaskPool": "prefork",
     "celery.concurrency.thread:TaskPool": "threads",
     "celery.concurrency.solo:TaskPool": "solo",
+    "celery.concurrency.gevent:TaskPool": "gevent",
+    "celery.concurrency.eventlet:TaskPool": "eventlet",
 }
+
+#: What an app with a pool of its own may use instead.
+OTHER_POOLS = "use prefork, threads, solo, gevent or eventlet"
 
 DEFAULT_CONSUMER = "celery.worker.consumer:Consumer"
 DEFAULT_AUTOSCALER = "celery.worker.autoscale:Autoscaler"
@@ -44,11 +49,6 @@ DEFAULT_REQUEST = "celery.worker.request:Request"
 
 #: Whether messages of a task go through objects of the app's own in the parent process (`celeriac.hosting`).
 Hosting = Literal["native", "request", "strategy"]
-
-#: Settings whose effect does not exist yet and whose loss breaks no task: one warning at start names them.
-WITHOUT_EFFECT = {
-    "worker_send_task_events": "no events are sent",
-}
 
 
 class Refused(ImproperlyConfigured, click.ClickException):  # type: ignore[misc]
@@ -245,14 +245,6 @@ def refused_options(options: Mapping[str, Any]) -> list[str]:
     return [reason] if reason else []
 
 
-def refused_pool_setting(app: Celery) -> list[str]:
-    """A green pool in the settings, asked before anybody imports it."""
-    pool = app.conf.worker_pool
-    if pool in ("gevent", "eventlet"):
-        return [f"worker_pool is {pool}, which is not supported by celeriac yet: use threads, or {RUN_CELERY}."]
-    return []
-
-
 def refused_app(worker: Worker) -> list[str]:
     """What the app has that celeriac cannot host, each with what to do."""
     return [
@@ -265,7 +257,7 @@ def refused_app(worker: Worker) -> list[str]:
 
 
 def pool_kind(pool_class: Any) -> str | None:
-    """`prefork`, `threads` or `solo`; none for a pool that is not ours."""
+    """The name of a pool that we have an equal of; none for others."""
     if isinstance(pool_class, str):
         return POOLS.get(pool_class)
     return POOLS.get(f"{pool_class.__module__}:{pool_class.__qualname__}")
@@ -274,7 +266,7 @@ def pool_kind(pool_class: Any) -> str | None:
 def _refused_settings(worker: Worker) -> Iterator[str]:
     conf = worker.app.conf
     if pool_kind(worker.pool_cls) is None:
-        yield f"the pool {name_of(worker.pool_cls)} is not prefork, threads or solo: {RUN_CELERY}."
+        yield f"the pool {name_of(worker.pool_cls)} is not one of celeriac's: {OTHER_POOLS}, or {RUN_CELERY}."
     if name_of(worker.consumer_cls) != DEFAULT_CONSUMER:
         yield f"worker_consumer is {name_of(worker.consumer_cls)}, which celeriac does not run: {RUN_CELERY}."
     if worker.timer_cls and not _has_thread(worker.timer_cls):
@@ -363,9 +355,11 @@ def refused_queues(worker: Worker) -> list[str]:
 
 
 def settings_without_effect(worker: Worker) -> list[str]:
-    """Settings of the app that do nothing yet, in words for a warning."""
+    """Settings whose effect does not exist yet and whose loss breaks no task, in words for one warning at start."""
     conf = worker.app.conf
-    return [f"{name} ({why})" for name, why in WITHOUT_EFFECT.items() if conf.get(name)]
+    if conf.broker_write_url == conf.broker_read_url:
+        return []
+    return ["broker_write_url for events (they go to broker_read_url, which the supervisor is connected to)"]
 
 
 def name_of(thing: Any) -> str:

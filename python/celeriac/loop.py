@@ -171,7 +171,7 @@ class Pipe:
 
     def _flush(self) -> None:
         self._flushing = False
-        self.pipe.flush()
+        self.pipe.flush_kept()
 
     def store(self, *args: Any, wait: bool) -> str | None:
         # A coroutine cannot wait here: what it stores is written in its turn.
@@ -254,7 +254,7 @@ class Loop:
     def run(self) -> int:
         """Until it is told to leave; gives the exit status."""
         self.lane = Lane(self.plan, cast("ChildPipe", self.pipe), self.writer, self.current)
-        self.pipe.flush()
+        self.pipe.flush_kept()
         self.loop.add_reader(self.pipe.fileno(), self.on_readable)
         try:
             self.loop.run_forever()
@@ -262,7 +262,7 @@ class Loop:
             self.loop.remove_reader(self.pipe.fileno())
             # `asyncio.run` of somebody's handler leaves none.
             asyncio.set_event_loop(self.loop)
-        self.pipe.flush()
+        self.pipe.flush_kept()
         if self.broken or self.status is None:
             return EX_FAILURE
         self.loop.run_until_complete(self.clear())
@@ -292,7 +292,7 @@ class Loop:
 
     def take(self) -> None:
         """Begins, ends and answers what has come."""
-        taken = self.pipe.take()
+        taken = self.pipe.collect()
         if taken is None:
             # It is gone.
             self.loop.stop()
@@ -306,7 +306,7 @@ class Loop:
             if started.acks_early:
                 self.pipe.accepted(started.number)
         # Before any of them runs: one that was not accepted may be given to another child.
-        self.pipe.flush()
+        self.pipe.flush_kept()
         for started in begun:
             self.start(started)
         for number, soft in interrupts:
@@ -376,7 +376,7 @@ class Loop:
                 lane.escaped(number, started.task, started.request, exc)
         finally:
             if running.killed:
-                self.pipe.cancelled(number)
+                self.pipe.terminated(number)
             running.job.number = 0
             del self.running[number]
             self.pipe.flush_soon()

@@ -27,10 +27,10 @@ class PoolStandIn:
 
     signal_safe = True
     is_green = False
-    task_join_will_block = True
 
     def __init__(self, worker: Worker) -> None:
         self.app = worker.app
+        self.task_join_will_block = worker.pool_cls.task_join_will_block
         self.limit: int = worker.min_concurrency
         #: Process ids of the children, kept by the bridge.
         self.pids: list[int] = []

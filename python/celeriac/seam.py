@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import Any
 
 import click
 from celery import Celery
 from kombu.utils.objects import cached_property
 
-from celeriac import _core
+from celeriac import _core, green
 
 SWITCH = "CELERIAC"
 
@@ -25,12 +26,12 @@ def is_on() -> bool:
     return os.environ.get(SWITCH, "").strip().lower() in {"1", "true", "yes", "on"}
 
 
-def install() -> None:
+def install(worker: str = "celeriac.worker:Worker") -> None:
     """Makes `app.Worker` ours for every app of this process that does not define its own."""
 
     def worker_class(app: Celery) -> Any:
         """The worker of celeriac."""
-        return app.subclass_with_self("celeriac.worker:Worker", name="Worker")
+        return app.subclass_with_self(worker, name="Worker")
 
     door = cached_property(worker_class)
     door.__set_name__(Celery, "Worker")
@@ -58,6 +59,9 @@ def _add_options() -> None:
 
 
 if is_on():
+    if green.is_celery() and "worker" in sys.argv and "multi" not in sys.argv and green.named(sys.argv):
+        # Celery's command has patched this process. `python -m celeriac` reads the same words.
+        green.start_again()
     install()
 
 

@@ -31,7 +31,7 @@ from celery.worker.consumer import Consumer
 from kombu.common import ignore_errors
 from kombu.utils.imports import symbol_by_name
 
-from celeriac import aio, config, consumers, hosting, json_lines, ladder, terminal, zygote
+from celeriac import aio, config, consumers, events, gossip, green, hosting, json_lines, ladder, terminal, zygote
 from celeriac.beat import EmbeddedBeat
 from celeriac.delayed import DelayedDelivery
 from celeriac.pooling import AutoscalerStep, PoolStandIn
@@ -42,6 +42,9 @@ EX_REFUSED = 2
 
 #: Options that Celery does not have, and where they are read from when no command line was parsed.
 OWN_VARIABLES = MappingProxyType({"http": "CELERIAC_HTTP", "log_format": "CELERIAC_LOG_FORMAT"})
+#: All of them.
+OWN_OPTIONS = frozenset({"async_concurrency", *OWN_VARIABLES})
+
 #: How often in a row the consumer's boot steps are started where a connection error keeps one from it.
 MOST_STARTS = 3
 
@@ -53,7 +56,6 @@ class ConsumerStandIn(hosting.Limits):
     """What boot steps and the receivers of `worker_ready` see as the consumer."""
 
     hub = None
-    gossip = None
 
     def __init__(self, worker: Worker, prefetch_count: int) -> None:
         self.app = worker.app
@@ -75,7 +77,18 @@ class ConsumerStandIn(hosting.Limits):
         self.channel_errors = self.conninfo.channel_errors
         self._connection: Any = None
         self._of_thread = threading.local()
-        self.event_dispatcher = worker.app.events.Dispatcher(hostname=worker.hostname, enabled=False)
+        self.event_dispatcher = events.Dispatcher(
+            worker.app,
+            worker.pool.calls.desk,
+            worker.hostname,
+            enabled=bool(
+                worker.task_events
+                or not worker.options.get("without_gossip")
+                or not worker.options.get("without_heartbeat")
+            ),
+            task_events=bool(worker.task_events),
+        )
+        self.gossip = gossip.Gossip(self, worker, worker.pool.calls.desk)
         self.steps: list[Any] = []
         self.blueprint = ConsumerBlueprint(steps=worker.app.steps["consumer"])
         self._worker = worker
@@ -309,6 +322,8 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
     early_signals: list[str]
     #: Whether signals reach the core.
     core_listens = False
+    #: Tasks that run at a time on one event loop, as the command line says.
+    async_concurrency: int | None = None
     #: Where probes and metrics are served.
     http: str | None = None
     #: How records are written: ``text``, as Celery does, or ``json``.
@@ -353,13 +368,19 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         self.early_signals = []
         own = {name: kwargs.get(name) or os.environ.get(variable) or None for name, variable in OWN_VARIABLES.items()}
         self.refuse(ladder.refused_options({**kwargs, **own}))
+        self._prepare_for_greenlets(kwargs.get("pool") or kwargs.get("pool_cls") or self.app.conf.worker_pool)
         self.http = own["http"]
+        self.async_concurrency = kwargs.get("async_concurrency")
         self.log_format = own["log_format"] or self.log_format
         with json_lines.early() if self.log_format == "json" else contextlib.nullcontext():
-            super().on_before_init(**kwargs)
+            super().on_before_init(**self.prepare_args(**kwargs))
         if self.log_format == "json":
             # The banner is no record.
             self.quiet = True
+
+    def prepare_args(self, **kwargs: Any) -> dict[str, Any]:
+        """What the app is shown: Celery's options."""
+        return {name: value for name, value in kwargs.items() if name not in OWN_OPTIONS}
 
     def setup_logging(self, colorize: bool | None = None) -> Any:
         """Celery's own, with a formatter of ours where that is asked for."""
@@ -380,6 +401,22 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
             logger.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, str(message), (), None))
         else:
             terminal.say(message, stream)
+
+    def _prepare_for_greenlets(self, pool: Any) -> None:
+        """A pool of greenlets needs a command line that its child can go through once more."""
+        kind = pool if pool in green.KINDS else ladder.pool_kind(pool)
+        if kind not in green.KINDS or green.line is not None:
+            return
+        if green.is_celery():
+            # The settings have chosen it. Privileges are dropped by now, and the terminal is left.
+            os.environ[green.DETACHED] = str(os.getpid())
+            green.start_again()
+        self.refuse(
+            [
+                f"the pool {kind} needs a child that finds the app as this process did, which only a command can be "
+                "asked for: start the worker with `celeriac -A … worker` or `celery -A … worker`, or use -P threads."
+            ]
+        )
 
     def should_use_eventloop(self) -> bool:
         """Boot steps get Celery's threaded timer: there is no kombu event loop."""

@@ -28,7 +28,7 @@ from celery.utils.log import get_logger
 from celery.utils.objects import Bunch
 from celery.worker import WorkController
 
-from celeriac import child, ladder
+from celeriac import child, green, ladder
 
 logger = get_logger("celery.pool")
 
@@ -61,9 +61,9 @@ class Plan:
 
     app: Any
     hostname: str
-    #: ``prefork``, ``threads`` or ``solo``.
+    #: ``prefork``, ``threads``, ``solo``, ``gevent`` or ``eventlet``.
     kind: str = "prefork"
-    #: Tasks that run at a time in one child; more than one only with ``threads``.
+    #: Tasks that run at a time in one child; more than one only with threads and greenlets.
     lanes: int = 1
     #: Tasks that run at a time on one event loop.
     async_concurrency: int = 0
@@ -71,6 +71,11 @@ class Plan:
     native_results: bool = False
     #: Whether callbacks and chain steps go through the supervisor (`celeriac.continuations.decide`).
     native_continuations: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether a task has its child for itself, and may end it."""
+        return self.lanes == 1 and self.kind not in green.KINDS
 
     @classmethod
     def of(cls, app: Any, hostname: str, config: dict[str, Any]) -> Plan:
@@ -81,7 +86,7 @@ class Plan:
             app=app,
             hostname=hostname,
             kind=kind,
-            lanes=pool["concurrency"] if kind == "threads" else 1,
+            lanes=pool["concurrency"] if kind in ("threads", *green.KINDS) else 1,
             async_concurrency=pool["async_concurrency"],
             native_results=config["backend"]["native"],
             native_continuations=ladder.continuations(app).rung == "native",
@@ -123,7 +128,8 @@ def _run(
         if os.getppid() == supervisor:
             ours.close()
             platforms.set_process_title(f"celeryd: {plan.hostname}:zygote")
-            warm(plan.app, plan.hostname)
+            if plan.kind not in green.KINDS:
+                warm(plan.app, plan.hostname)
             gc.collect()
             gc.freeze()
             _Server(plan, theirs).serve()
@@ -275,6 +281,8 @@ class _Server:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for end in (self.control, self.wakeup, self.alarm):
                 end.close()
+            if self.plan.kind in green.KINDS:
+                green.become(self.plan, descriptor)
             status = child.main(self.plan, number, index, descriptor, looped=looped)
         except BaseException:
             logger.critical("A child ends with an error outside of any task", exc_info=True)

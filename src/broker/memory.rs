@@ -122,7 +122,13 @@ fn next() -> u64 {
 #[async_trait]
 impl Broker for MemoryBroker {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { settles_across_sessions: true, parks: true, fanout: true, remembers: true }
+        Capabilities {
+            settles_across_sessions: true,
+            parks: true,
+            fanout: true,
+            remembers: true,
+            listens: false,
+        }
     }
 
     fn address(&self) -> String {
@@ -390,6 +396,8 @@ impl Consumer {
                 // Nobody may be left to hear it.
                 let _ = answer.send(Ok(()));
             }
+            // The worker does not listen here, as Celery's does not.
+            Command::Listen(_) | Command::Deafen(_) => {}
             Command::Close(_) => unreachable!("closing ends the loop that calls this"),
         }
     }

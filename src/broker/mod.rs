@@ -41,6 +41,8 @@ pub struct Capabilities {
     pub fanout: bool,
     /// [`Command::Remember`] works: what one worker is told survives all of them.
     pub remembers: bool,
+    /// [`Command::Listen`] works.
+    pub listens: bool,
 }
 
 /// A kind of broker at one address. Cheap to clone behind an [`Arc`]; holds no connection.
@@ -121,6 +123,8 @@ pub enum Event {
     Deliveries(Vec<Delivery>),
     /// A remote control message: its JSON body and headers.
     Control(Message),
+    /// A message of a queue that [`Command::Listen`] named. It is settled already.
+    Heard(Heard),
     /// What [`Command::Remember`] left with the broker, in the order in which it is to be forgotten; never empty.
     /// Comes before the first deliveries of a session.
     Remembered(Vec<String>),
@@ -161,11 +165,27 @@ pub enum Command {
     Resume,
     /// Keeps texts for the workers to come; only where [`Capabilities::remembers`].
     Remember(Remembrance),
+    /// Declares a queue and listens to it without acknowledgements, whatever is held or paused; only where
+    /// [`Capabilities::listens`]. A refusal is logged and nothing is heard. It ends with the session.
+    Listen(Box<Queue>),
+    /// Deletes a queue that was listened to.
+    Deafen(String),
     /// Publishes a message; the answer comes when the broker has it (confirms on AMQP).
     Publish(Box<Publication>, oneshot::Sender<Result<(), BrokerError>>),
     /// Carries out everything before this, gives back what is still held, closes the connection and answers. On AMQP
     /// closing the channel requeues.
     Close(oneshot::Sender<()>),
+}
+
+/// A message that was listened to.
+#[derive(Debug)]
+pub struct Heard {
+    /// The queue.
+    pub queue: String,
+    /// The routing key that it was published with.
+    pub routing_key: String,
+    /// The message.
+    pub message: Message,
 }
 
 /// Texts that the broker keeps for the workers to come, of this or any later time.
@@ -178,7 +198,8 @@ pub struct Remembrance {
 }
 
 /// What the broker is told of one delivery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Settlement {
     /// Done with.
     Ack,

@@ -89,7 +89,6 @@ const FEATURES: Flag = Flag { heading: "Features", ..PLAIN };
 const BEAT: Flag = Flag { heading: "Embedded beat", ..PLAIN };
 const DAEMON: Flag = Flag { heading: "Daemon options", ..PLAIN };
 
-const RUN_CELERY: &str = "run `celery worker` without CELERIAC for this one";
 const LEVELS: &[&str] = &["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "FATAL"];
 const POOLS: &[&str] = &["prefork", "eventlet", "gevent", "solo", "processes", "threads", "custom"];
 
@@ -236,11 +235,10 @@ pub const WORKER: &[Flag] = &[
         reading: Reading::Choice(POOLS),
         setting: Some("worker_pool"),
         help: "Kind of pool [default: prefork]",
-        effect: Effect::Partly(&[
-            ("eventlet", "use `-P threads`, or run `celery worker` without CELERIAC"),
-            ("gevent", "use `-P threads`, or run `celery worker` without CELERIAC"),
-            ("custom", RUN_CELERY),
-        ]),
+        effect: Effect::Partly(&[(
+            "custom",
+            "use prefork, threads, solo, gevent or eventlet, or run `celery worker` without CELERIAC for this one",
+        )]),
         ..POOL
     },
     Flag {
@@ -259,7 +257,6 @@ pub const WORKER: &[Flag] = &[
         reading: Reading::Switch,
         setting: Some("worker_send_task_events"),
         help: "Send task events for monitors",
-        effect: Effect::Missing(RUN_CELERY),
         ..POOL
     },
     Flag {
@@ -339,7 +336,6 @@ pub const WORKER: &[Flag] = &[
         spellings: &["--without-gossip"],
         reading: Reading::Switch,
         help: "Do not listen to other workers' events",
-        effect: Effect::Moot("celeriac does not gossip yet"),
         ..FEATURES
     },
     Flag {
@@ -347,7 +343,6 @@ pub const WORKER: &[Flag] = &[
         spellings: &["--without-mingle"],
         reading: Reading::Switch,
         help: "Do not ask other workers for their state at start",
-        effect: Effect::Moot("celeriac does not mingle yet"),
         ..FEATURES
     },
     Flag {

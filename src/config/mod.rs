@@ -8,6 +8,8 @@ use serde::Deserialize;
 use crate::backend::BackendConfig;
 use crate::broker::topology::Queue;
 use crate::broker::{BrokerConfig, Control};
+use crate::cluster::ClusterConfig;
+use crate::cluster::events::EventsConfig;
 use crate::error::Error;
 use crate::logging::LineConfig;
 use crate::pool::PoolConfig;
@@ -65,9 +67,18 @@ pub struct Config {
     /// Whether boot steps of the app say something of themselves in `inspect stats`.
     #[serde(default)]
     pub app_has_stats: bool,
-    /// Seconds between `heartbeat_sent` signals; none: nobody listens, or heartbeats are off.
+    /// Seconds between heartbeats; none: they are off.
     #[serde(default)]
     pub heartbeat: Option<f64>,
+    /// Whether anybody listens to `heartbeat_sent`.
+    #[serde(default)]
+    pub heartbeat_signal: bool,
+    /// Events; none: there are none.
+    #[serde(default)]
+    pub events: Option<EventsConfig>,
+    /// Mingle and gossip.
+    #[serde(default)]
+    pub cluster: ClusterConfig,
     /// How the lines of received tasks are written without Python; none: through its logging.
     #[serde(default)]
     pub lines: Option<LineConfig>,
@@ -135,6 +146,9 @@ pub struct TaskPolicy {
     /// `ignore_result`.
     #[serde(default)]
     pub ignore_result: bool,
+    /// `send_events`: whether its events are sent where task events are.
+    #[serde(default = "yes")]
+    pub send_events: bool,
     /// Whose objects its requests go through.
     #[serde(default)]
     pub hosting: Hosting,
@@ -170,6 +184,7 @@ impl Default for TaskPolicy {
             rate_limit: None,
             rate_limit_text: None,
             ignore_result: false,
+            send_events: true,
             hosting: Hosting::Native,
             asynchronous: false,
         }

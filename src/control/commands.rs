@@ -50,6 +50,20 @@ pub struct Command {
     others: Others,
     #[serde(skip)]
     run: Run,
+    #[serde(skip)]
+    help: &'static str,
+}
+
+impl Command {
+    /// Arguments that it cannot do without.
+    pub fn required(&self) -> &'static [&'static str] {
+        self.required
+    }
+
+    /// What it does, and which arguments it takes beside those.
+    pub fn help(&self) -> &'static str {
+        self.help
+    }
 }
 
 const NONE: Others = Others::Only(&[]);
@@ -57,9 +71,9 @@ const NONE: Others = Others::Only(&[]);
 #[rustfmt::skip]
 const fn row(
     name: &'static str, alias: Option<&'static str>, kind: Kind,
-    required: &'static [&'static str], others: Others, run: Run,
+    required: &'static [&'static str], others: Others, run: Run, help: &'static str,
 ) -> Command {
-    Command { name, alias, kind, required, others, run }
+    Command { name, alias, kind, required, others, run, help }
 }
 
 use Kind::{Control, Inspect};
@@ -68,38 +82,70 @@ use Others::{Any, Only};
 /// All commands of our own. Any other is the app's.
 #[rustfmt::skip]
 pub const COMMANDS: &[Command] = &[
-    row("ping", None, Inspect, &[], Any, ping),
-    row("clock", None, Inspect, &[], Any, clock),
-    row("conf", Some("dump_conf"), Inspect, &[], Any, ask),
-    row("report", None, Inspect, &[], NONE, ask),
-    row("stats", None, Inspect, &[], Any, stats),
-    row("active", Some("dump_active"), Inspect, &[], Any, active),
-    row("reserved", Some("dump_reserved"), Inspect, &[], Any, reserved),
-    row("scheduled", Some("dump_schedule"), Inspect, &[], Any, scheduled),
-    row("revoked", Some("dump_revoked"), Inspect, &[], Any, revoked),
-    row("registered", Some("dump_tasks"), Inspect, &[], Any, registered),
-    row("memsample", None, Inspect, &[], Any, ask),
-    row("memdump", None, Inspect, &[], Any, ask),
-    row("objgraph", None, Inspect, &[], Only(&["num", "max_depth", "type"]), ask),
-    row("query_task", None, Inspect, &["ids"], Any, query_task),
-    row("active_queues", None, Inspect, &[], NONE, active_queues),
-    row("hello", None, Inspect, &["from_node"], Any, hello),
-    row("revoke", None, Control, &["task_id"], Any, revoke),
-    row("revoke_by_stamped_headers", None, Control, &["headers"], Any, revoke_by_stamped_headers),
-    row("terminate", None, Control, &["signal", "task_id"], Any, terminate),
-    row("rate_limit", None, Control, &["task_name", "rate_limit"], Any, rate_limit),
-    row("time_limit", None, Control, &[], Any, time_limit),
-    row("add_consumer", None, Control, &["queue"], Any, add_consumer),
-    row("cancel_consumer", None, Control, &["queue"], Any, cancel_consumer),
-    row("pool_grow", None, Control, &[], Any, pool_grow),
-    row("pool_shrink", None, Control, &[], Any, pool_shrink),
-    row("pool_restart", None, Control, &[], Any, ask),
-    row("autoscale", None, Control, &[], Only(&["max", "min"]), autoscale),
-    row("enable_events", None, Control, &[], NONE, no_events),
-    row("disable_events", None, Control, &[], NONE, no_events),
-    row("heartbeat", None, Control, &[], NONE, no_events),
-    row("election", None, Control, &["id", "topic"], Any, election),
-    row("shutdown", None, Control, &[], Any, shutdown),
+    row("ping", None, Inspect, &[], Any, ping,
+        "Answers `pong`."),
+    row("clock", None, Inspect, &[], Any, clock,
+        "The logical clock."),
+    row("conf", Some("dump_conf"), Inspect, &[], Any, ask,
+        "The app's settings, secrets masked; `with_defaults`: those that were not changed, too."),
+    row("report", None, Inspect, &[], NONE, ask,
+        "Versions and settings, as text."),
+    row("stats", None, Inspect, &[], Any, stats,
+        "Counts of tasks, the pool, the broker, prefetch, resource usage, autoscaler, and what boot steps say of themselves."),
+    row("active", Some("dump_active"), Inspect, &[], Any, active,
+        "Tasks that run; `safe`: arguments as text."),
+    row("reserved", Some("dump_reserved"), Inspect, &[], Any, reserved,
+        "Tasks that wait for a child or for their turn under a rate limit."),
+    row("scheduled", Some("dump_schedule"), Inspect, &[], Any, scheduled,
+        "Tasks that wait for their `eta`."),
+    row("revoked", Some("dump_revoked"), Inspect, &[], Any, revoked,
+        "Ids that are revoked."),
+    row("registered", Some("dump_tasks"), Inspect, &[], Any, registered,
+        "Tasks of the app; `taskinfoitems`: attributes to show, `builtins`: Celery's own, too."),
+    row("memsample", None, Inspect, &[], Any, ask,
+        "Resident memory of the worker's main process (needs psutil)."),
+    row("memdump", None, Inspect, &[], Any, ask,
+        "Such samples since the last one; `samples`: how many."),
+    row("objgraph", None, Inspect, &[], Only(&["num", "max_depth", "type"]), ask,
+        "A drawing of objects in the main process (needs objgraph); `num`, `max_depth`, `type`."),
+    row("query_task", None, Inspect, &["ids"], Any, query_task,
+        "Where tasks of these `ids` are: `active`, `reserved` or `scheduled`."),
+    row("active_queues", None, Inspect, &[], NONE, active_queues,
+        "Queues that are consumed."),
+    row("hello", None, Inspect, &["from_node"], Any, hello,
+        "What a worker that starts asks the others: clock and revoked ids; `revoked`: its own."),
+    row("revoke", None, Control, &["task_id"], Any, revoke,
+        "Tasks of these ids will not run; `terminate` ends running ones with `signal`."),
+    row("revoke_by_stamped_headers", None, Control, &["headers"], Any, revoke_by_stamped_headers,
+        "The same by stamps: a mapping, or `key=value` texts."),
+    row("terminate", None, Control, &["signal", "task_id"], Any, terminate,
+        "`revoke` with `terminate`."),
+    row("rate_limit", None, Control, &["task_name", "rate_limit"], Any, rate_limit,
+        "Changes a task's rate limit, also for tasks that wait under it; 0: none."),
+    row("time_limit", None, Control, &[], Any, time_limit,
+        "Changes a task's limits: `task_name`, `soft`, `hard`, seconds."),
+    row("add_consumer", None, Control, &["queue"], Any, add_consumer,
+        "Consumes one more queue: `exchange`, `exchange_type`, `routing_key`, or one of the app's by its name."),
+    row("cancel_consumer", None, Control, &["queue"], Any, cancel_consumer,
+        "Stops consuming a queue."),
+    row("pool_grow", None, Control, &[], Any, pool_grow,
+        "Adds `n` children (1)."),
+    row("pool_shrink", None, Control, &[], Any, pool_shrink,
+        "Takes `n` children away (1), idle ones first."),
+    row("pool_restart", None, Control, &[], Any, ask,
+        "Replaces the children; `modules` are loaded before, `reload` anew. Needs `worker_pool_restarts`."),
+    row("autoscale", None, Control, &[], Only(&["max", "min"]), autoscale,
+        "Changes the bounds of `--autoscale`."),
+    row("enable_events", None, Control, &[], NONE, enable_events,
+        "Sends task events."),
+    row("disable_events", None, Control, &[], NONE, disable_events,
+        "Sends none."),
+    row("heartbeat", None, Control, &[], NONE, heartbeat,
+        "Sends `worker-heartbeat` now."),
+    row("election", None, Control, &["id", "topic"], Any, election,
+        "Has the workers elect one of them that carries out `action`."),
+    row("shutdown", None, Control, &[], Any, shutdown,
+        "A warm stop."),
 ];
 
 /// The command of this name or alias.
@@ -652,12 +698,39 @@ fn autoscale(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     }
 }
 
-fn no_events(_: &Map<String, Value>, _: &mut dyn Panel) -> Answer {
-    nok("this version of celeriac does not send events yet")
+fn enable_events(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+    match panel.enable_events() {
+        None => nok("event dispatcher unavailable"),
+        Some(false) => ok("task events already enabled"),
+        Some(true) => {
+            tracing::info!(target: LOGGER, "Events of group {{task}} enabled by remote.");
+            ok("task events enabled")
+        }
+    }
 }
 
-/// As a worker without gossip: nothing happens.
-fn election(_: &Map<String, Value>, _: &mut dyn Panel) -> Answer {
+fn disable_events(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+    match panel.disable_events() {
+        None => nok("event dispatcher unavailable"),
+        Some(false) => ok("task events already disabled"),
+        Some(true) => {
+            tracing::info!(target: LOGGER, "Events of group {{task}} disabled by remote.");
+            ok("task events disabled")
+        }
+    }
+}
+
+fn heartbeat(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+    tracing::debug!(target: LOGGER, "Heartbeat requested by remote.");
+    panel.send_heartbeat();
+    Answer::Reply(Value::Null)
+}
+
+fn election(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+    let (Some(id), Some(topic)) = (text(arguments, "id"), text(arguments, "topic")) else {
+        return Answer::Raised("TypeError('id and topic must be texts')".to_owned());
+    };
+    panel.elect(id, topic, arguments.get("action").cloned().unwrap_or(Value::Null));
     Answer::Reply(Value::Null)
 }
 

@@ -6,6 +6,7 @@
 
 pub mod commands;
 mod panel;
+mod reference;
 mod show;
 mod stats;
 
@@ -19,6 +20,7 @@ use crate::protocol::{Json, Message, json, repr};
 
 pub use commands::run;
 pub use panel::{Panel, Request as TaskRequest, Stage};
+pub use reference::reference;
 pub use stats::{PoolStats, Stats, broker as broker_stats};
 
 /// Logger of what arrives.

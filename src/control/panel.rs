@@ -1,5 +1,7 @@
 //! What remote control sees of a worker, and what it may do to it.
 
+use serde_json::Value;
+
 use crate::broker::topology::Queue;
 use crate::cluster::clock::LamportClock;
 use crate::protocol::{DeliveryInfo, Message, TaskHeaders};
@@ -109,6 +111,18 @@ pub trait Panel {
     /// # Errors
     /// The `repr` of the exception to report.
     fn shrink(&mut self, by: usize) -> Result<(), String>;
+
+    /// Sends events of tasks from now on. `false`: they are sent already. `None`: this worker has no events.
+    fn enable_events(&mut self) -> Option<bool>;
+
+    /// Sends no events of tasks from now on. `false`: nothing changes. `None`: this worker has no events.
+    fn disable_events(&mut self) -> Option<bool>;
+
+    /// Sends a heartbeat at once.
+    fn send_heartbeat(&mut self);
+
+    /// Calls an election.
+    fn elect(&mut self, id: &str, topic: &str, action: Value);
 
     /// Stops the worker warmly.
     fn shutdown(&mut self);

@@ -51,8 +51,16 @@ impl Stats {
             "prefork" => "celery.concurrency.prefork:TaskPool",
             "threads" => "celery.concurrency.thread:TaskPool",
             "solo" => "celery.concurrency.solo:TaskPool",
+            "gevent" => "celery.concurrency.gevent:TaskPool",
+            "eventlet" => "celery.concurrency.eventlet:TaskPool",
             other => other,
         };
+        let threads = (pool.name == "eventlet").then(|| {
+            json!({
+                "free-threads": pool.capacity.saturating_sub(pool.active),
+                "running-threads": pool.active,
+            })
+        });
         let average = self.pool.writes as f64 / pool.capacity.max(1) as f64;
         let seconds = |limit: Option<f64>| limit.map_or(json!(0), |limit| json!(limit));
         let mut shown = json!({
@@ -82,6 +90,9 @@ impl Stats {
         });
         if let Some(autoscaler) = &self.autoscaler {
             shown["autoscaler"] = autoscaler.clone();
+        }
+        if let (Some(Value::Object(threads)), Some(figures)) = (threads, shown["pool"].as_object_mut()) {
+            figures.extend(threads);
         }
         shown
     }

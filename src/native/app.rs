@@ -81,6 +81,12 @@ impl TaskOptions {
         self
     }
 
+    /// No events are sent for this task.
+    pub fn without_events(mut self) -> Self {
+        self.0.send_events = false;
+        self
+    }
+
     /// The result is not stored, unless the message asks for it.
     pub fn ignore_result(mut self) -> Self {
         self.0.ignore_result = true;
@@ -133,6 +139,7 @@ pub struct WorkerBuilder {
     timezone: String,
     result_expires: Option<Duration>,
     result_extended: bool,
+    task_events: bool,
     stop: CancellationToken,
     signals: bool,
 }
@@ -154,6 +161,7 @@ impl Default for WorkerBuilder {
             timezone: "UTC".to_owned(),
             result_expires: Some(Duration::from_secs(24 * 3600)),
             result_extended: false,
+            task_events: false,
             stop: CancellationToken::new(),
             signals: true,
         }
@@ -260,6 +268,12 @@ impl WorkerBuilder {
         self
     }
 
+    /// Sends events of tasks for monitors, as `-E` does; else remote control (`enable_events`) asks for them.
+    pub fn task_events(mut self, send: bool) -> Self {
+        self.task_events = send;
+        self
+    }
+
     /// Cancelling the token stops the worker as TERM does: what runs is finished.
     pub fn stop_with(mut self, token: CancellationToken) -> Self {
         self.stop = token;
@@ -357,6 +371,13 @@ impl WorkerBuilder {
             "exchange": "celery", "queue_ttl": 300.0, "queue_expires": 10.0,
             "queue_exclusive": false, "queue_durable": false,
         });
+        // As Celery: events go by pub/sub on Redis.
+        let by_pub_sub = |url: &String| {
+            let scheme = url.split("://").next().unwrap_or_default();
+            matches!(scheme.strip_prefix("redis+").unwrap_or(scheme), "redis" | "rediss" | "socket" | "unix")
+        };
+        let exchange_type = if self.brokers.iter().any(by_pub_sub) { "fanout" } else { "topic" };
+        let listens = self.brokers.iter().all(|url| by_pub_sub(url) || url.starts_with("amqp"));
         let config = json!({
             "hostname": hostname,
             "broker": {"urls": self.brokers, "retry": true, "retry_on_startup": true, "heartbeat": 120.0, "connection_timeout": 4.0},
@@ -374,6 +395,33 @@ impl WorkerBuilder {
             "shutdown": {},
             "control": control,
             "log_info": true,
+            "heartbeat": 2.0,
+            "cluster": {
+                "mingle": listens,
+                "gossip": listens.then(|| json!({
+                    "name": "celeryev",
+                    "bindings": [{
+                        "exchange": {"name": "celeryev", "type": exchange_type},
+                        "routing_key": "worker.#",
+                    }],
+                    "durable": false,
+                    "auto_delete": true,
+                    "no_ack": true,
+                    "arguments": {"x-expires": 60_000, "x-message-ttl": 5_000},
+                })),
+            },
+            "events": {
+                "enabled": true,
+                "task_events": self.task_events,
+                "exchange": "celeryev",
+                "exchange_type": exchange_type,
+                "serializer": "json",
+                "software": {
+                    "sw_ident": "celeriac",
+                    "sw_ver": env!("CARGO_PKG_VERSION"),
+                    "sw_sys": rustix::system::uname().sysname().to_string_lossy(),
+                },
+            },
             "http": self.http,
         });
         let mut config = Config::from_json(&Value::to_string(&config))?;

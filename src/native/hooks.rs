@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 
 use super::results::{Owner, Results};
 use crate::backend::{Record, ResultBackend};
-use crate::broker::Settlement;
 use crate::error::back_off;
 use crate::protocol::result::Exception;
 use crate::protocol::{DeliveryInfo, Json, Kind, Message};
 use crate::worker::hooks::{Hooks, Incident, LogRecord, Notice, Report, Unstarted};
+use crate::worker::told::{self, Became};
 
 /// How often a write is tried while the backend is away, and how long is waited in between.
 const TRIES: u32 = 20;
@@ -45,6 +45,8 @@ impl Hooks for NativeHooks {
             | Notice::Stopping { .. }
             | Notice::Children(_)
             | Notice::Heartbeat
+            | Notice::Events { .. }
+            | Notice::Neighbour { .. }
             | Notice::Revoked(_)
             | Notice::Over { .. }
             | Notice::Cry => {}
@@ -68,7 +70,7 @@ impl Hooks for NativeHooks {
 
     async fn received(&self, _message: &Message, _info: &DeliveryInfo) {}
 
-    async fn report(&self, report: Report) -> Option<Settlement> {
+    async fn report(&self, report: Report) -> told::Account {
         let account = account(&report.what);
         match account.level {
             Level::Quiet => {}
@@ -77,8 +79,12 @@ impl Hooks for NativeHooks {
         }
         if let Some((state, exception)) = account.stored {
             self.store(&report, state, &exception).await;
+            if state == "FAILURE" {
+                let (exception, traceback) = (exception.repr(), exception.line());
+                return told::Account { settlement: None, became: Became::Failed { exception, traceback } };
+            }
         }
-        None
+        told::Account::default()
     }
 
     async fn store_revoked(&self, tasks: Vec<Unstarted>) {

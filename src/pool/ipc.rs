@@ -38,11 +38,18 @@ pub enum ToChild {
         counted: Counted,
     },
     /// End one of many jobs before its time. Only for children with an event loop: others are signalled.
-    Interrupt {
+    Cancel {
         /// Which.
         job: JobId,
         /// Its soft limit has passed; else it is cancelled, and what it still says is not wanted.
         soft: bool,
+    },
+    /// End this job, in a child of greenlets: it has passed this hard limit or, without one, was revoked or cancelled.
+    Interrupt {
+        /// Which.
+        job: JobId,
+        /// The limit, seconds.
+        limit: Option<f64>,
     },
     /// Leave through the exit hooks.
     Stop,
@@ -150,7 +157,7 @@ impl ToChild {
             }
             Self::Stop => out.put_u8(3),
             Self::Recycle => out.put_u8(4),
-            Self::Interrupt { job, soft } => {
+            Self::Cancel { job, soft } => {
                 out.put_u8(16);
                 out.put_u64_le(*job);
                 out.put_u8(u8::from(*soft));
@@ -164,6 +171,12 @@ impl ToChild {
                     out.put_i64_le(number.unwrap_or_default());
                 }
                 out.put_u8(u8::from(counted.sends));
+            }
+            Self::Interrupt { job, limit } => {
+                out.put_u8(6);
+                out.put_u64_le(*job);
+                out.put_u8(u8::from(limit.is_some()));
+                out.put_f64_le(limit.unwrap_or_default());
             }
         });
     }
@@ -201,7 +214,7 @@ impl ToChild {
             2 => Self::Stored { serial: fields.u64()?, error: fields.optional_text()? },
             3 => Self::Stop,
             4 => Self::Recycle,
-            16 => Self::Interrupt { job: fields.u64()?, soft: fields.u8()? != 0 },
+            16 => Self::Cancel { job: fields.u64()?, soft: fields.u8()? != 0 },
             5 => Self::Counted {
                 serial: fields.u64()?,
                 counted: Counted {
@@ -211,6 +224,7 @@ impl ToChild {
                     sends: fields.u8()? != 0,
                 },
             },
+            6 => Self::Interrupt { job: fields.u64()?, limit: fields.optional(Fields::f64)? },
             kind => return Err(FrameError::Kind(kind)),
         })
     }
@@ -657,11 +671,23 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupt_survives_the_pipe() {
+    fn a_cancellation_survives_the_pipe() {
         let mut buffer = BytesMut::new();
-        ToChild::Interrupt { job: 7, soft: true }.encode(&mut buffer);
+        ToChild::Cancel { job: 7, soft: true }.encode(&mut buffer);
         let back = ToChild::decode(split(&mut buffer).unwrap().unwrap()).unwrap();
-        assert!(matches!(back, ToChild::Interrupt { job: 7, soft: true }), "{back:?}");
+        assert!(matches!(back, ToChild::Cancel { job: 7, soft: true }), "{back:?}");
+    }
+
+    #[test]
+    fn the_end_of_a_job_that_is_asked_for_survives_the_pipe() {
+        for asked in [None, Some(2.5)] {
+            let mut buffer = BytesMut::new();
+            ToChild::Interrupt { job: 9, limit: asked }.encode(&mut buffer);
+            match ToChild::decode(split(&mut buffer).unwrap().unwrap()).unwrap() {
+                ToChild::Interrupt { job: 9, limit } => assert_eq!(limit, asked),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[test]

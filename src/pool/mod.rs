@@ -47,7 +47,7 @@ pub struct Job {
     pub content_type: String,
     /// Encoding of the body.
     pub content_encoding: String,
-    /// Whether the broker is told at [`Event::Accepted`]; the child then reports it at once.
+    /// Whether the child says when it begins ([`Event::Accepted`]): the broker is told then, or monitors are.
     pub acks_early: bool,
     /// What the body is.
     pub work: Work,
@@ -255,11 +255,16 @@ pub enum Interrupt {
 
 /// A kind of pool.
 pub trait Pool: Send {
-    /// What `inspect stats` calls it: `prefork`, `threads`, `solo`, `native`.
+    /// What `inspect stats` calls it: `prefork`, `threads`, `solo`, `gevent`, `eventlet`, `native`.
     fn name(&self) -> &'static str;
 
-    /// Whether time limits and terminate work.
+    /// Whether a job that runs can be ended, as terminate and a cold stop ask.
     fn interrupts(&self) -> bool;
+
+    /// What is left of a job's limits, hard and soft: those that can be kept.
+    fn limits(&self, limits: (Option<f64>, Option<f64>)) -> (Option<f64>, Option<f64>) {
+        if self.interrupts() { limits } else { (None, None) }
+    }
 
     /// How many slots there are when all children are up.
     fn capacity(&self) -> usize;
@@ -349,7 +354,7 @@ pub const EVENT_CAPACITY: usize = 1024;
 /// What the configuration says of the pool.
 #[derive(Clone, Debug, Deserialize)]
 pub struct PoolConfig {
-    /// `prefork`, `threads` or `solo`.
+    /// `prefork`, `threads`, `solo`, `gevent` or `eventlet`.
     pub kind: String,
     /// Number of slots.
     pub concurrency: u32,

@@ -30,6 +30,8 @@ use crate::error::Error;
 const HARD_GRACE: Duration = Duration::from_millis(100);
 /// Between the signal of a terminated task and KILL: its `finally` blocks run.
 const TERMINATE_GRACE: Duration = Duration::from_secs(5);
+/// A child that starts anew imports the app before it is up, which may be as slow as the start of a worker.
+const IMPORTING: Duration = Duration::from_secs(300);
 /// A place that has failed so often in a row, half a minute with the waits between, will go on failing.
 const FAILURES: u32 = 12;
 
@@ -59,7 +61,7 @@ impl Shared {
     pub(super) fn process_name(&self, number: Number) -> String {
         match self.kind {
             Kind::Prefork | Kind::Loops => format!("ForkPoolWorker-{number}"),
-            Kind::Threads | Kind::Solo => "MainProcess".to_owned(),
+            Kind::Threads | Kind::Solo | Kind::Gevent | Kind::Eventlet => "MainProcess".to_owned(),
         }
     }
 
@@ -147,12 +149,15 @@ pub fn start(config: &PoolConfig, zygote: ZygoteHandle, tracker: &TaskTracker) -
         "prefork" => (Kind::Prefork, config.concurrency, 1),
         "threads" => (Kind::Threads, 1, config.concurrency.max(1)),
         "solo" => (Kind::Solo, 1, 1),
+        "gevent" => (Kind::Gevent, 1, config.concurrency.max(1)),
+        "eventlet" => (Kind::Eventlet, 1, config.concurrency.max(1)),
         other => return Err(Error::Config(format!("worker_pool {other:?} is not run in processes"))),
     };
     let wear = match kind {
         Kind::Prefork => Wear { tasks: config.max_tasks_per_child, memory: config.max_memory_per_child },
-        Kind::Threads | Kind::Solo | Kind::Loops => Wear::default(),
+        Kind::Threads | Kind::Solo | Kind::Gevent | Kind::Eventlet | Kind::Loops => Wear::default(),
     };
+    let up_within = Duration::from_secs_f64(config.proc_alive_timeout.clamp(0.1, 86_400.0));
     let (commands, inbox) = mpsc::unbounded_channel();
     let (sender, events) = mpsc::channel(EVENT_CAPACITY);
     let (grow, growth) = mpsc::unbounded_channel();
@@ -160,7 +165,7 @@ pub fn start(config: &PoolConfig, zygote: ZygoteHandle, tracker: &TaskTracker) -
         slots: Mutex::new(Slots::new(places, lanes, wear)),
         commands,
         stopping: CancellationToken::new(),
-        up_within: Duration::from_secs_f64(config.proc_alive_timeout.clamp(0.1, 86_400.0)),
+        up_within: if kind.is_green() { up_within.max(IMPORTING) } else { up_within },
         numbers: Arc::default(),
         lived: AtomicBool::new(false),
         trouble: Arc::default(),
@@ -200,8 +205,17 @@ enum Kind {
     Prefork,
     Threads,
     Solo,
+    Gevent,
+    Eventlet,
     /// Not a pool of its own: children with an event loop, beside those of another kind.
     Loops,
+}
+
+impl Kind {
+    /// Whether tasks are greenlets of one child.
+    fn is_green(self) -> bool {
+        matches!(self, Self::Gevent | Self::Eventlet)
+    }
 }
 
 /// Owns the zygote and the tasks of all places.
@@ -327,12 +341,23 @@ impl Pool for Processes {
             Kind::Prefork => "prefork",
             Kind::Threads => "threads",
             Kind::Solo => "solo",
+            Kind::Gevent => "gevent",
+            Kind::Eventlet => "eventlet",
             Kind::Loops => "loops",
         }
     }
 
     fn interrupts(&self) -> bool {
-        self.kind == Kind::Prefork
+        self.kind == Kind::Prefork || self.kind.is_green()
+    }
+
+    fn limits(&self, (hard, soft): (Option<f64>, Option<f64>)) -> (Option<f64>, Option<f64>) {
+        // As in Celery: greenlets know no soft limit, those of eventlet none at all.
+        match self.kind {
+            Kind::Prefork | Kind::Loops => (hard, soft),
+            Kind::Gevent => (hard, None),
+            Kind::Threads | Kind::Solo | Kind::Eventlet => (None, None),
+        }
     }
 
     fn capacity(&self) -> usize {
@@ -379,6 +404,19 @@ impl Pool for Processes {
         {
             return;
         }
+        if self.kind.is_green() {
+            // The others that run there must not suffer.
+            let limit = match how {
+                Interrupt::SoftLimit => return,
+                Interrupt::HardLimit(limit) => Some(limit),
+                Interrupt::Terminate(_) => None,
+            };
+            let link = self.shared.slots().owner(job);
+            if let Some(link) = link {
+                link.send(&ToChild::Interrupt { job, limit });
+            }
+            return;
+        }
         let (signal, scope, grace) = match how {
             Interrupt::SoftLimit => (10, Scope::Process, Duration::ZERO),
             Interrupt::HardLimit(_) => (15, Scope::Group, HARD_GRACE),
@@ -405,6 +443,10 @@ impl Pool for Processes {
     }
 
     fn grow(&mut self, by: usize) {
+        if self.kind.is_green() {
+            self.shared.slots().widen(u32::try_from(by).unwrap_or(u32::MAX));
+            return;
+        }
         if self.kind != Kind::Prefork {
             tracing::warn!(target: "celery.pool", "A pool of {} cannot grow.", self.name());
             return;
@@ -416,6 +458,10 @@ impl Pool for Processes {
     }
 
     fn shrink(&mut self, by: usize) {
+        if self.kind.is_green() {
+            self.shared.slots().narrow(u32::try_from(by).unwrap_or(u32::MAX));
+            return;
+        }
         if self.kind != Kind::Prefork {
             tracing::warn!(target: "celery.pool", "A pool of {} cannot shrink.", self.name());
             return;

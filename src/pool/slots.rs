@@ -5,7 +5,9 @@
 //! child of the place that waits, up and idle, until the slots are free for it. Every job that was given out is ended
 //! exactly once: by the child's own frame, or with the child's death.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+mod lanes;
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -154,6 +156,8 @@ pub(super) struct Slots {
     places: BTreeMap<u32, bool>,
     /// Last in, first out: the child that has just ended a task has the warmest caches.
     idle: Vec<SlotId>,
+    /// Slots of a child of many that are not used any more.
+    closed: HashSet<SlotId>,
     jobs: HashMap<JobId, SlotId>,
     /// Given to a child that died before it read them: they go to the next slot that is free.
     unread: VecDeque<Box<Job>>,
@@ -171,6 +175,7 @@ impl Slots {
             deadline: None,
             places: (0..places).map(|index| (index, true)).collect(),
             idle: Vec::new(),
+            closed: HashSet::new(),
             jobs: HashMap::new(),
             unread: VecDeque::new(),
         }
@@ -183,7 +188,7 @@ impl Slots {
     }
 
     pub(super) fn capacity(&self) -> usize {
-        self.places.values().filter(|wanted| **wanted).count() * self.lanes as usize
+        self.places.values().filter(|wanted| **wanted).count() * self.lanes as usize - self.closed.len()
     }
 
     pub(super) fn idle(&self) -> usize {
@@ -309,7 +314,8 @@ impl Slots {
 
     /// A slot can take a job, unless its child was given its last with the one before.
     fn free(&mut self, slot: SlotId) {
-        if self.children.get(&(slot / self.lanes)).is_none_or(|child| child.phase != Phase::Up) {
+        let up = self.children.get(&(slot / self.lanes)).is_some_and(|child| child.phase == Phase::Up);
+        if !up || self.closed.contains(&slot) {
             return;
         }
         if let Some(job) = self.unread.pop_front() {
@@ -674,7 +680,7 @@ impl Slots {
             self.idle.retain(|slot| !slots.contains(slot));
             child.kill_at = child.cancelled.kill_at().into_iter().chain(child.kill_at).min();
         }
-        link.send(&ToChild::Interrupt { job, soft });
+        link.send(&ToChild::Cancel { job, soft });
         link.wake();
         true
     }

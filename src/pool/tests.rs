@@ -671,6 +671,72 @@ async fn threads_are_slots_of_one_child() {
 }
 
 #[tokio::test]
+async fn one_greenlet_of_many_is_ended_by_a_frame_and_its_slot_is_free_again() {
+    let mut stage = Stage::new(&PoolConfig { kind: "gevent".into(), ..config(2) });
+    let mut child = stage.zygote.child().await;
+    for _ in 0..2 {
+        assert!(matches!(stage.event().await, Some(Event::Up { .. })));
+    }
+    for id in 1..=2 {
+        stage.pool.submit(job(id)).unwrap();
+        child.hears_job().await;
+    }
+    for (how, limit) in [
+        (Interrupt::HardLimit(2.5), Some(2.5)),
+        (Interrupt::SoftLimit, None),
+        (Interrupt::Terminate(9), None),
+    ] {
+        stage.pool.interrupt(1, how);
+        if how == Interrupt::SoftLimit {
+            continue;
+        }
+        match child.hears().await {
+            ToChild::Interrupt { job: 1, limit: told } => assert_eq!(told, limit),
+            other => panic!("{other:?}"),
+        }
+    }
+    child.ends(1, Outcome::Terminated).await;
+    assert_eq!(stage.ended().await, (1, Outcome::Terminated));
+    stage.pool.submit(job(3)).unwrap();
+    assert_eq!(child.hears_job().await.id, 3);
+}
+
+#[tokio::test]
+async fn a_pool_of_greenlets_grows_and_shrinks_in_its_one_child() {
+    let mut stage = Stage::new(&PoolConfig { kind: "eventlet".into(), ..config(2) });
+    let mut child = stage.zygote.child().await;
+    for _ in 0..2 {
+        assert!(matches!(stage.event().await, Some(Event::Up { .. })));
+    }
+    stage.pool.grow(2);
+    assert_eq!((stage.pool.capacity(), stage.pool.idle()), (4, 4));
+    for id in 1..=3 {
+        stage.pool.submit(job(id)).unwrap();
+        child.hears_job().await;
+    }
+    // The idle one first, then two that run: their jobs end, and no others come.
+    stage.pool.shrink(3);
+    assert_eq!((stage.pool.capacity(), stage.pool.idle()), (1, 0));
+    for id in 1..=3 {
+        child.ends(id, success()).await;
+        assert_eq!(stage.ended().await.0, id);
+    }
+    assert_eq!(stage.pool.idle(), 1);
+    stage.pool.grow(1);
+    assert_eq!((stage.pool.capacity(), stage.pool.idle()), (2, 2));
+    // The next child has as many.
+    stage.zygote.died(child, -9).await;
+    for _ in 0..4 {
+        assert!(matches!(stage.event().await, Some(Event::Down { .. })));
+    }
+    let _next = stage.zygote.child().await;
+    for _ in 0..4 {
+        assert!(matches!(stage.event().await, Some(Event::Up { .. })));
+    }
+    assert_eq!((stage.pool.capacity(), stage.pool.idle()), (2, 2));
+}
+
+#[tokio::test]
 async fn a_child_that_waits_for_a_store_is_answered() {
     let mut stage = Stage::new(&config(1));
     let mut child = stage.up().await;
@@ -798,10 +864,10 @@ async fn a_loop_runs_many_jobs_and_an_interrupt_reaches_one_of_them() {
     child.ends(3, success()).await;
     assert_eq!(stage.ended().await, (3, success()));
     stage.pool.interrupt(1, Interrupt::SoftLimit);
-    assert!(matches!(child.hears().await, ToChild::Interrupt { job: 1, soft: true }));
+    assert!(matches!(child.hears().await, ToChild::Cancel { job: 1, soft: true }));
     assert_eq!(stage.pool.idle_loops(), 1, "a soft limit holds nothing back");
     stage.pool.interrupt(2, Interrupt::HardLimit(2.5));
-    assert!(matches!(child.hears().await, ToChild::Interrupt { job: 2, soft: false }));
+    assert!(matches!(child.hears().await, ToChild::Cancel { job: 2, soft: false }));
     assert_eq!(stage.pool.idle_loops(), 0, "what is given now might die with the child");
     child.ends(2, Outcome::Terminated).await;
     assert_eq!(stage.ended().await, (2, Outcome::TimedOut { limit: 2.5 }));

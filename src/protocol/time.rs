@@ -40,6 +40,23 @@ pub fn parse(value: &Value, zone: &TimeZone) -> Result<f64, TimeError> {
     Ok(moment.as_second() as f64 + f64::from(moment.subsec_nanosecond()) / 1e9)
 }
 
+/// The moment of a header as Python's `isoformat` writes it; none for what is no time.
+pub fn isoformat(value: &Value, zone: &TimeZone) -> Option<String> {
+    let pieces = Pieces::parse(value.as_str()?.trim()).ok()?;
+    let civil = pieces.date().to_datetime(pieces.time().unwrap_or_default());
+    let offset = match pieces.to_numeric_offset() {
+        Some(offset) => offset,
+        None => zone.to_offset(zone.to_timestamp(civil).ok()?),
+    };
+    let micros = civil.subsec_nanosecond() / 1000;
+    let fraction = if micros == 0 { String::new() } else { format!(".{micros:06}") };
+    let (sign, seconds) =
+        if offset.is_negative() { ('-', -offset.seconds()) } else { ('+', offset.seconds()) };
+    let (hours, minutes, rest) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    let rest = if rest == 0 { String::new() } else { format!(":{rest:02}") };
+    Some(format!("{}{fraction}{sign}{hours:02}:{minutes:02}{rest}", civil.strftime("%Y-%m-%dT%H:%M:%S")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,6 +76,20 @@ mod tests {
             let parsed = parse(&Value::from(text), &berlin).unwrap();
             assert!((parsed - expected).abs() < 1e-6, "{text}: {parsed}");
         }
+    }
+
+    #[test]
+    fn times_are_written_as_python_writes_them() {
+        let berlin = TimeZone::get("Europe/Berlin").unwrap();
+        for (text, expected) in [
+            ("2026-11-22T09:51:26.150807+00:00", "2026-11-22T09:51:26.150807+00:00"),
+            ("2026-11-22T09:51:26Z", "2026-11-22T09:51:26+00:00"),
+            ("2026-11-22 10:51:26.5", "2026-11-22T10:51:26.500000+01:00"),
+            ("2026-07-22T10:51:26-03:30", "2026-07-22T10:51:26-03:30"),
+        ] {
+            assert_eq!(isoformat(&Value::from(text), &berlin).as_deref(), Some(expected));
+        }
+        assert_eq!(isoformat(&Value::from("soon"), &berlin), None);
     }
 
     #[test]

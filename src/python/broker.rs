@@ -51,7 +51,13 @@ pub(super) fn kombu_broker(py: Python<'_>, bridge: Py<PyAny>) -> PyResult<Arc<dy
 #[async_trait]
 impl Broker for KombuBroker {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { settles_across_sessions: false, parks: false, fanout: self.fanout, remembers: false }
+        Capabilities {
+            settles_across_sessions: false,
+            parks: false,
+            fanout: self.fanout,
+            remembers: false,
+            listens: false,
+        }
     }
 
     fn address(&self) -> String {
@@ -252,9 +258,12 @@ impl KombuPort {
                 ("close", py.None())
             }
             // The worker does not park where the broker cannot.
-            Command::Park { .. } | Command::Unpark(_) | Command::Resume | Command::Remember(_) => {
-                ("pass", py.None())
-            }
+            Command::Park { .. }
+            | Command::Unpark(_)
+            | Command::Resume
+            | Command::Remember(_)
+            | Command::Listen(_)
+            | Command::Deafen(_) => ("pass", py.None()),
         })
     }
 }

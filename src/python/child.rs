@@ -6,6 +6,8 @@
 //!
 //! With an event loop (`looped`) nothing waits here: the loop watches the descriptor and takes what came, frames are
 //! kept until it flushes them once a turn, and a question is answered with its number.
+//!
+//! Where tasks are greenlets nothing of this is done by their thread (`green.rs`).
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -19,6 +21,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString, PyTuple};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use super::green::{Hub, read_some, write_some};
 use crate::backend::{Counted, Part, Record};
 use crate::broker::Publication;
 use crate::broker::topology::Queue;
@@ -44,6 +47,8 @@ pub(super) struct ChildPipe {
     serial: AtomicU64,
     /// The process runs an event loop.
     looped: bool,
+    /// Where tasks are greenlets.
+    hub: Option<Hub>,
     /// The process that it belongs to.
     #[pyo3(get)]
     pid: u32,
@@ -64,6 +69,17 @@ struct Inbox {
     reading: bool,
     /// Threads that wait for the one that reads; nobody is woken in vain when there are none.
     waiting: u32,
+    /// What the hub has not been told of, where there is one.
+    news: News,
+    /// The hub is seeing to what could not be written at once.
+    behind: bool,
+}
+
+/// Answers that have come, by number, and jobs that are to be ended, each with the hard limit that it has passed.
+#[derive(Default)]
+struct News {
+    answered: Vec<u64>,
+    interrupts: Vec<(u64, Option<f64>)>,
 }
 
 /// What came for an event loop, in order.
@@ -156,6 +172,7 @@ impl Inbox {
                     if let Some(answer) = self.stored.get_mut(&serial) {
                         *answer = Some(error);
                     }
+                    self.news.answered.push(serial);
                     wake = Wake::All;
                 }
                 Ok(ToChild::Counted { serial, counted }) => {
@@ -166,14 +183,16 @@ impl Inbox {
                     if self.stored.contains_key(&serial) {
                         self.counted.insert(serial, counted);
                     }
+                    self.news.answered.push(serial);
                     wake = Wake::All;
                 }
                 // Other children are signalled.
-                Ok(ToChild::Interrupt { job, soft }) => {
+                Ok(ToChild::Cancel { job, soft }) => {
                     if let Some(looped) = &mut self.looped {
                         looped.interrupts.push((job, soft));
                     }
                 }
+                Ok(ToChild::Interrupt { job, limit }) => self.news.interrupts.push((job, limit)),
                 Ok(ToChild::Stop) => (self.leave, wake) = (Some(STOP), Wake::All),
                 Ok(ToChild::Recycle) => (self.leave, wake) = (Some(RECYCLE), Wake::All),
                 // Both ends are of one build; a stream that cannot be read is as good as closed.
@@ -206,8 +225,25 @@ impl ChildPipe {
         }
     }
 
+    /// Waits for the answer with this number.
+    fn wait_for<T: Send>(
+        &self,
+        py: Python<'_>,
+        serial: u64,
+        mut want: impl FnMut(&mut Inbox) -> Option<T> + Send,
+    ) -> PyResult<T> {
+        let Some(hub) = self.hub.as_ref().filter(|hub| hub.is_here()) else { return self.wait(py, want) };
+        loop {
+            let found = want(&mut self.inbox());
+            match found {
+                Some(found) => return Ok(found),
+                None => hub.wait(py, serial)?,
+            }
+        }
+    }
+
     fn wait_detached<T>(&self, want: &mut impl FnMut(&mut Inbox) -> Option<T>) -> Wait<T> {
-        self.flush(&mut self.writing());
+        self.write_out(&mut self.writing());
         let mut inbox = self.inbox();
         loop {
             if let Some(found) = want(&mut inbox) {
@@ -243,14 +279,20 @@ impl ChildPipe {
                 }
             };
             inbox.chunk = chunk;
-            match wake {
-                _ if inbox.waiting == 0 => {}
-                Wake::Some(count) => (0..count).for_each(|_| self.arrived.notify_one()),
-                Wake::All => self.arrived.notify_all(),
-            }
+            // There is no hub to be told.
+            inbox.news = News::default();
+            self.notify(&inbox, wake);
             if matches!(read, Err(rustix::io::Errno::INTR)) {
                 return Wait::Interrupted;
             }
+        }
+    }
+
+    fn notify(&self, inbox: &Inbox, wake: Wake) {
+        match wake {
+            _ if inbox.waiting == 0 => {}
+            Wake::Some(count) => (0..count).for_each(|_| self.arrived.notify_one()),
+            Wake::All => self.arrived.notify_all(),
         }
     }
 
@@ -265,12 +307,31 @@ impl ChildPipe {
             frame.encode(&mut self.writing());
             return Ok(());
         }
+        if let Some(hub) = self.hub.as_ref().filter(|hub| hub.is_here()) {
+            return self.write_at_once(py, hub, frame);
+        }
         py.detach(|| {
             let mut out = self.writing();
             frame.encode(&mut out);
-            self.flush(&mut out);
+            self.write_out(&mut out);
         });
         Ok(())
+    }
+
+    /// Writes as much as goes without waiting; the hub sees to the rest, once.
+    fn write_at_once(&self, py: Python<'_>, hub: &Hub, frame: &FromChild) -> PyResult<()> {
+        let mut out = self.writing();
+        // What was held back was not tried yet, so that nobody sees to it.
+        let behind = std::mem::replace(&mut self.inbox().behind, true);
+        frame.encode(&mut out);
+        if behind {
+            return Ok(());
+        }
+        write_some(&self.socket, &mut out);
+        let rest = !out.is_empty();
+        self.inbox().behind = rest;
+        drop(out);
+        if rest { hub.behind(py) } else { Ok(()) }
     }
 
     /// A task that forks and lets both sides return has a twin of its child here, which must not speak for it.
@@ -287,7 +348,7 @@ impl ChildPipe {
     }
 
     /// Writes whole frames. A supervisor that is gone is noticed by the next read.
-    fn flush(&self, out: &mut BytesMut) {
+    fn write_out(&self, out: &mut BytesMut) {
         let mut rest = &out[..];
         while !rest.is_empty() {
             match rustix::io::retry_on_intr(|| send(&self.socket, rest, SendFlags::NOSIGNAL)) {
@@ -311,7 +372,7 @@ impl ChildPipe {
         }
         self.inbox().stored.insert(serial, None);
         self.write(py, &frame(serial))?;
-        let answer = self.wait(py, |inbox| match inbox.stored.get_mut(&serial)?.take() {
+        let answer = self.wait_for(py, serial, |inbox| match inbox.stored.get_mut(&serial)?.take() {
             Some(answer) => Some(answer),
             None => inbox.closed.then(|| Some("the worker is gone".to_owned())),
         });
@@ -358,10 +419,10 @@ impl<'py> FromPyObject<'_, 'py> for Text {
 
 #[pymethods]
 impl ChildPipe {
-    /// Takes the descriptor over.
+    /// Takes the descriptor over. With a `hub` its thread, which calls this, never waits in here.
     #[new]
-    #[pyo3(signature = (fd, *, looped = false))]
-    fn new(fd: i32, looped: bool) -> PyResult<Self> {
+    #[pyo3(signature = (fd, *, looped = false, hub = None))]
+    fn new(fd: i32, looped: bool, hub: Option<Py<PyAny>>) -> PyResult<Self> {
         if fd < 0 {
             return Err(pyo3::exceptions::PyValueError::new_err("not a descriptor"));
         }
@@ -370,11 +431,17 @@ impl ChildPipe {
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self {
             socket,
-            inbox: Mutex::new(Inbox { looped: looped.then(ForLoop::default), ..Inbox::default() }),
+            inbox: Mutex::new(Inbox {
+                looped: looped.then(ForLoop::default),
+                // Where there is a hub only its thread reads.
+                reading: hub.is_some(),
+                ..Inbox::default()
+            }),
             arrived: Condvar::new(),
             writing: Mutex::default(),
             serial: AtomicU64::new(0),
             looped,
+            hub: hub.map(Hub::new),
             pid: std::process::id(),
         })
     }
@@ -388,10 +455,7 @@ impl ChildPipe {
     fn recv<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         self.own_process()?;
         match self.wait(py, Inbox::next)? {
-            Next::Job(job) if job.work == Work::Call => {
-                Ok(Some((job.id, PyBytes::new(py, &job.body)).into_pyobject(py)?.into_any()))
-            }
-            Next::Job(job) => Ok(Some(job_tuple(py, &job)?.into_any())),
+            Next::Job(job) => Ok(Some(work(py, &job)?)),
             Next::Leave(status) => Ok(Some(status.into_pyobject(py)?.into_any())),
             Next::Closed => Ok(None),
         }
@@ -404,7 +468,7 @@ impl ChildPipe {
 
     /// For an event loop: what has come, without waiting. `(jobs, answers to stores, answers to counts, interrupts, exit
     /// status to leave with when all is done)`; None when the supervisor is gone.
-    fn take<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
+    fn collect<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
         self.own_process()?;
         self.receive();
         let mut inbox = self.inbox();
@@ -418,16 +482,52 @@ impl ChildPipe {
     }
 
     /// Writes the frames that an event loop has kept.
-    #[pyo3(name = "flush")]
     fn flush_kept(&self, py: Python<'_>) -> PyResult<()> {
         self.own_process()?;
-        py.detach(|| self.flush(&mut self.writing()));
+        py.detach(|| self.write_out(&mut self.writing()));
         Ok(())
     }
 
-    /// The job was cancelled and is over.
-    fn cancelled(&self, py: Python<'_>, job: u64) -> PyResult<()> {
+    /// Reads what is there, for a hub: jobs, numbers of answers, jobs to be ended with the hard limit that each has
+    /// passed if it has, the exit status to leave with if it is to, and whether the supervisor is gone.
+    fn take<'py>(&self, py: Python<'py>) -> PyResult<Taken<'py>> {
+        self.own_process()?;
+        let mut inbox = self.inbox();
+        let mut chunk = std::mem::take(&mut inbox.chunk);
+        chunk.resize(READ, 0);
+        match read_some(&self.socket, &mut chunk) {
+            Some(0) => inbox.closed = true,
+            Some(count) => inbox.buffer.extend_from_slice(&chunk[..count]),
+            None => {}
+        }
+        inbox.chunk = chunk;
+        inbox.sort();
+        self.notify(&inbox, Wake::All);
+        let jobs: Vec<Job> = inbox.jobs.drain(..).collect();
+        let News { answered, interrupts } = std::mem::take(&mut inbox.news);
+        let (leave, closed) = (inbox.leave, inbox.closed);
+        drop(inbox);
+        let jobs = jobs.iter().map(|job| work(py, job)).collect::<PyResult<_>>()?;
+        Ok((jobs, answered, interrupts, leave, closed))
+    }
+
+    /// Writes more of what could not be written at once; whether something is left.
+    fn flush(&self) -> bool {
+        let mut out = self.writing();
+        write_some(&self.socket, &mut out);
+        let rest = !out.is_empty();
+        self.inbox().behind = rest;
+        rest
+    }
+
+    /// It was ended because it was revoked, or cancelled by a stop.
+    fn terminated(&self, py: Python<'_>, job: u64) -> PyResult<()> {
         self.ended(py, job, Outcome::Terminated)
+    }
+
+    /// It was ended because it had passed its hard limit.
+    fn timed_out(&self, py: Python<'_>, job: u64, limit: f64) -> PyResult<()> {
+        self.ended(py, job, Outcome::TimedOut { limit })
     }
 
     /// The job was decoded and starts.
@@ -572,7 +672,7 @@ impl ChildPipe {
         }
         self.inbox().stored.insert(serial, None);
         self.write(py, &FromChild::Part { job, serial, part })?;
-        let answer = self.wait(py, |inbox| {
+        let answer = self.wait_for(py, serial, |inbox| {
             if let Some(counted) = inbox.counted.remove(&serial) {
                 return Some(Ok(counted));
             }
@@ -682,6 +782,17 @@ impl Target {
             message,
             declare: declare.clone().map(Arc::new),
         })
+    }
+}
+
+/// What [`ChildPipe::take`] gives.
+type Taken<'py> = (Vec<Bound<'py, PyAny>>, Vec<u64>, Vec<(u64, Option<f64>)>, Option<i32>, bool);
+
+/// A job as a tuple, of two items for a call: `(job, pickled)`.
+fn work<'py>(py: Python<'py>, job: &Job) -> PyResult<Bound<'py, PyAny>> {
+    match job.work {
+        Work::Call => Ok((job.id, PyBytes::new(py, &job.body)).into_pyobject(py)?.into_any()),
+        Work::Message => Ok(job_tuple(py, job)?.into_any()),
     }
 }
 

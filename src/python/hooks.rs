@@ -20,6 +20,7 @@ use crate::logging::{LineConfig, LineWriter};
 use crate::protocol::{DeliveryInfo, Message};
 use crate::worker::hooks::{Hooks, LogRecord, Notice, Report, Unstarted};
 use crate::worker::hosting::{Hosted, Order};
+use crate::worker::told::Account;
 
 /// How often the main thread looks for Python-level signal handlers when nothing else wakes it.
 const CHECK_SIGNALS: Duration = Duration::from_secs(5);
@@ -29,7 +30,7 @@ pub(super) enum Call {
     Notice(Notice),
     Log(LogRecord),
     Received(Box<(Message, DeliveryInfo)>, oneshot::Sender<()>),
-    Report(Box<Report>, oneshot::Sender<Option<Settlement>>),
+    Report(Box<Report>, oneshot::Sender<Account>),
     StoreRevoked(Vec<Unstarted>, oneshot::Sender<()>),
     Control(String, Value, oneshot::Sender<Option<Value>>),
     Host(Hosted, oneshot::Sender<Option<Settlement>>),
@@ -94,10 +95,12 @@ impl Hooks for PyHooks {
         }
     }
 
-    async fn report(&self, report: Report) -> Option<Settlement> {
+    async fn report(&self, report: Report) -> Account {
         let (done, answer) = oneshot::channel();
-        self.calls.send(Call::Report(Box::new(report), done)).ok()?;
-        answer.await.ok().flatten()
+        if self.calls.send(Call::Report(Box::new(report), done)).is_err() {
+            return Account::default();
+        }
+        answer.await.unwrap_or_default()
     }
 
     async fn store_revoked(&self, tasks: Vec<Unstarted>) {
@@ -203,7 +206,8 @@ fn one(py: Python<'_>, hooks: &Bound<'_, PyAny>, call: Call) -> PyResult<()> {
                 (text(&report.what), envelope(&report.message, &report.info), body, report.pid),
             )?;
             let answer: Option<String> = answer.extract()?;
-            let _ = done.send(answer.as_deref().and_then(settlement));
+            let account = answer.and_then(|answer| serde_json::from_str(&answer).ok());
+            let _ = done.send(account.unwrap_or_default());
         }
         Call::StoreRevoked(tasks, done) => {
             hooks.call_method1("store_revoked", (text(&tasks),))?;

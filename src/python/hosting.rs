@@ -106,6 +106,22 @@ impl Desk {
         Ok(())
     }
 
+    /// Calls an election; the action is JSON.
+    fn elect(&self, id: String, topic: String, action: &str) -> PyResult<()> {
+        let action = serde_json::from_str(action)
+            .map_err(|error| PyValueError::new_err(format!("the action of election {id}: {error}")))?;
+        self.order(Order::Elect { id, topic, action });
+        Ok(())
+    }
+
+    /// Sends an event: its type, and its fields as a JSON object.
+    fn event(&self, kind: &str, fields: &str) -> PyResult<()> {
+        let fields = serde_json::from_str(fields)
+            .map_err(|error| PyValueError::new_err(format!("{kind}: the fields are no object: {error}")))?;
+        self.order(Order::Event { kind: kind.to_owned(), fields });
+        Ok(())
+    }
+
     /// Kills the child that runs a call.
     fn terminate(&self, number: u64, signal: i32) {
         self.order(Order::Terminate { call: number, signal });

@@ -4,6 +4,7 @@ mod broker;
 mod child;
 mod cli;
 mod errors;
+mod green;
 mod hooks;
 mod hosting;
 mod ladder;

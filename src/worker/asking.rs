@@ -17,7 +17,7 @@ use crate::broker::{Command, Publication};
 use crate::control::{self, Handled, Request};
 use crate::protocol::{DeliveryInfo, Message, repr};
 
-const JSON: &str = "application/json";
+pub(super) const JSON: &str = "application/json";
 
 /// What was waited for.
 pub(super) enum Asked {
@@ -27,6 +27,8 @@ pub(super) enum Asked {
     Answered(Option<Request>, Option<Value>),
     /// A control message as the app decodes it; none: it cannot.
     Opened(Box<Message>, Option<Value>),
+    /// What was heard on a queue, as the app decodes it; none: it cannot.
+    Overheard(String, Option<Value>),
     /// A reply as the app encodes it; none: it cannot.
     Sealed(Box<Publication>, Option<Value>),
     /// The queue that the app means, or why there is none; none: the app does not say.
@@ -138,6 +140,19 @@ impl Consumer {
                 self.opened(*message, opened);
                 None
             }
+            Asked::Overheard(queue, opened) => {
+                match opened.map(serde_json::from_value::<Result<Value, String>>) {
+                    Some(Ok(Ok(body))) => self.overheard(&queue, &body),
+                    Some(Ok(Err(exception))) => {
+                        tracing::error!(target: "celery.worker.consumer.gossip", "{exception}");
+                    }
+                    Some(Err(_)) | None => tracing::error!(
+                        target: "celery.worker.consumer.gossip",
+                        "A message of another worker is not JSON, which is all that is read here."
+                    ),
+                }
+                None
+            }
             // The app has said in its log why it could not.
             Asked::Sealed(_, None) => None,
             Asked::Sealed(publication, Some(sealed)) => return self.send_sealed(publication, &sealed),
@@ -224,8 +239,8 @@ impl Consumer {
         self.ask(None, "celeriac.deselect".to_owned(), json!({"queue": called}));
     }
 
-    /// Publishes a reply, in the app's serializer.
-    fn reply(&mut self, publication: Box<Publication>) {
+    /// Publishes a reply, or a request of our own, in the app's serializer.
+    pub(super) fn reply(&mut self, publication: Box<Publication>) {
         let serializer = self.config.control.as_ref().map_or("json", |control| &control.serializer);
         if serializer == "json" {
             return self.publish(publication);

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Exit;
+use super::announce::{Events, Subject};
 use super::asking::Asked;
 use super::autoscale::Autoscaler;
 use super::continuations::Continuations;
@@ -21,16 +22,19 @@ use super::hooks::{Hooks, Notice, Unstarted};
 use super::hosting::Desk;
 use super::jobs::{Jobs, Running};
 use super::link::{Link, LinkEvent};
+use super::neighbours::Neighbours;
 use super::ready::{self, Lane, Ready};
 use super::request::Request;
 use super::results::{Write, Written};
 use super::revoked::{Bounds, RevokedTasks};
 use super::schedule::{Due, RateLimits};
 use super::shutdown::{Cause, Phase, Shutdown};
+use super::told::Account;
 use crate::broker::reconnect::Why;
 use crate::broker::{self, Command, Handle, Settlement, Tag};
 use crate::clock;
 use crate::cluster::clock::LamportClock;
+use crate::cluster::events::Dispatcher;
 use crate::config::Config;
 use crate::error::{BrokerError, Error};
 use crate::metrics::Counts;
@@ -61,8 +65,6 @@ pub(super) enum Received {
 pub(super) enum Waiting {
     /// For its `eta`, counted as one more prefetched message.
     Eta(Box<Request>),
-    /// No request: the next heartbeat.
-    Heartbeat,
     /// For its turn under a rate limit.
     Limited(Box<Request>),
     /// For its `eta`, in the broker. `shown`: what `inspect scheduled` shows of it, where that is still kept.
@@ -81,7 +83,8 @@ pub(super) struct Shown {
 pub(super) struct Reported {
     pub(super) job: Option<JobId>,
     pub(super) refused: Option<(Handle, Settlement)>,
-    pub(super) answer: Option<Settlement>,
+    pub(super) subject: Subject,
+    pub(super) account: Account,
 }
 
 /// The channels that the loop listens on besides link and pool.
@@ -124,6 +127,8 @@ pub(super) struct Consumer {
     pub(super) receiving: FuturesOrdered<BoxFuture<'static, Received>>,
     /// Messages that the app's own objects decide about.
     pub(super) desk: Desk,
+    pub(super) events: Events,
+    pub(super) neighbours: Neighbours,
     pub(super) etas: u32,
     pub(super) limited: u32,
     /// The last that the broker was told; none: to fetch nothing.
@@ -156,6 +161,11 @@ impl Consumer {
         let clock = LamportClock::at(config.clock);
         let desk = Desk::new(hooks.as_ref());
         let autoscaler = config.autoscale.as_ref().map(|config| Autoscaler::new(config, Instant::now()));
+        let dispatcher = config
+            .events
+            .as_ref()
+            .map(|events| Dispatcher::new(events.clone(), &config.hostname, std::process::id()));
+        let neighbours = Neighbours::new(&config.hostname, config.cluster.gossip.is_some());
         let mut consumer = Self {
             config,
             rules,
@@ -183,6 +193,8 @@ impl Consumer {
             asking: JoinSet::new(),
             receiving: FuturesOrdered::new(),
             desk,
+            events: Events::new(dispatcher),
+            neighbours,
             etas: 0,
             limited: 0,
             told_prefetch: Some(prefetch),
@@ -206,6 +218,7 @@ impl Consumer {
             self.seat.turned();
             self.autoscale();
             self.pump();
+            self.announce();
             self.link.flush();
             if self.is_over() {
                 break;
@@ -221,11 +234,13 @@ impl Consumer {
                 Some(order) = self.desk.orders.recv() => self.on_order(order),
                 Some(done) = self.desk.asking.join_next() => self.on_done(done),
                 Some(asked) = self.asking.join_next() => self.on_asked(asked),
+                Some(announced) = self.events.sending.next() => self.on_announced(announced),
                 Some(cause) = inbox.causes.recv() => self.on_cause(cause),
                 Some(question) = self.seat.questions.recv() => self.on_question(question),
                 () = tokio::time::sleep_until(until) => self.on_due(),
             }
         }
+        self.stop_beating();
         // Whoever waits for an answer hears that there will be none.
         self.desk.orders.close();
         while self.desk.orders.try_recv().is_ok() {}
@@ -241,6 +256,9 @@ impl Consumer {
         let mut sleep = LONGEST_SLEEP;
         if let Some(at) = self.waiting.next() {
             sleep = sleep.min(Duration::try_from_secs_f64(at - clock::now()).unwrap_or_default());
+        }
+        for at in self.neighbours.next_due().into_iter().chain(self.events.next_due()) {
+            sleep = sleep.min(at.saturating_duration_since(Instant::now()));
         }
         if let Some(at) = self.jobs.next_limit() {
             sleep = sleep.min(Duration::try_from_secs_f64(at - self.uptime()).unwrap_or_default());
@@ -274,6 +292,10 @@ impl Consumer {
                 }
                 self.tell_prefetch();
                 self.hooks.notice(Notice::Connected { address });
+                self.meet_neighbours();
+                if self.ready_told {
+                    self.begin_to_beat();
+                }
                 self.tell_ready();
             }
             LinkEvent::Failed { address, error, wait, attempt, most } => {
@@ -303,6 +325,7 @@ impl Consumer {
                 deliveries.into_iter().for_each(|delivery| self.on_delivery(delivery));
             }
             LinkEvent::Broker(broker::Event::Control(message)) => self.on_control(message),
+            LinkEvent::Broker(broker::Event::Heard(heard)) => self.on_heard(heard),
             LinkEvent::Broker(broker::Event::Remembered(ids)) => self.recall(ids),
             LinkEvent::Broker(broker::Event::Forgotten(tags)) => {
                 for tag in &tags {
@@ -388,13 +411,14 @@ impl Consumer {
                     self.ready.push_back(*request);
                 }
                 Waiting::Parked { tag, .. } => parked.push(tag),
-                Waiting::Heartbeat => self.beat(),
             }
         }
         if !parked.is_empty() {
             self.returning.extend(&parked);
             self.link.send(Command::Unpark(parked));
         }
+        self.beat_if_due();
+        self.look_for_neighbours();
         let uptime = self.uptime();
         while let Some((id, limit)) = self.jobs.limit_due(uptime) {
             self.on_limit(id, limit);
@@ -496,6 +520,7 @@ impl Consumer {
     }
 
     fn pump_lane(&mut self, lane: Lane) {
+        let tells = self.tells_tasks();
         while self.has_room(lane) && self.unwritten < MOST_UNWRITTEN {
             let Some(request) = self.ready.pop(lane) else { break };
             if !self.link.holds(request.handle.tag()) {
@@ -511,15 +536,16 @@ impl Consumer {
             }
             let id = self.jobs.next_id();
             let submitted = match lane {
-                Lane::Slot => self.pool.submit(request.job(id)),
-                Lane::Loop => self.pool.submit_to_loop(request.job(id)),
+                Lane::Slot => self.pool.submit(request.job(id, tells)),
+                Lane::Loop => self.pool.submit_to_loop(request.job(id, tells)),
             };
             match submitted {
                 Ok((_, pid)) => {
-                    let limits = if self.pool.interrupts() && !request.is_untranslated() {
-                        request.limits((self.config.time_limit, self.config.soft_time_limit))
-                    } else {
+                    let limits = if request.is_untranslated() {
                         (None, None)
+                    } else {
+                        let worker = (self.config.time_limit, self.config.soft_time_limit);
+                        self.pool.limits(request.limits(worker))
                     };
                     if !request.is_untranslated() {
                         self.count_start(&request);
@@ -537,6 +563,7 @@ impl Consumer {
                         reporting: false,
                         ended: None,
                         over: false,
+                        outcome: None,
                     };
                     let now = self.uptime();
                     self.jobs.start(id, job, limits, now);

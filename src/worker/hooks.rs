@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::hosting::{Hosted, Order};
+use super::told::Account;
 use crate::broker::Settlement;
 use crate::protocol::{DeliveryInfo, Message, TaskHeaders};
 
@@ -52,8 +53,20 @@ pub enum Notice {
         /// Its value.
         clock: u64,
     },
-    /// The interval of `heartbeat_sent` is over.
+    /// A heartbeat: `heartbeat_sent`.
     Heartbeat,
+    /// A neighbour.
+    Neighbour {
+        /// The event by which it joined or left, or the last one before it fell silent.
+        event: Value,
+        /// It has fallen silent.
+        missed: bool,
+    },
+    /// Remote control has switched the events of tasks.
+    Events {
+        /// On, or off.
+        tasks: bool,
+    },
     /// SIGUSR1: stack traces of all threads to stderr.
     Cry,
 }
@@ -152,9 +165,9 @@ pub trait Hooks: Send + Sync {
     async fn received(&self, message: &Message, info: &DeliveryInfo);
 
     /// Does what Celery's parent process does: stores, signals, errbacks, log lines. The message is settled after.
-    /// The answer, where there is one, overrides the planned settlement: a task whose child died may turn out to have
-    /// been retried (`retry_on_worker_lost`) or to have stored its SUCCESS, and is then acknowledged.
-    async fn report(&self, report: Report) -> Option<Settlement>;
+    /// The answer says what became of the task, and may override the planned settlement: a task whose child died may
+    /// turn out to have been retried (`retry_on_worker_lost`) or to have stored its SUCCESS, and is then acknowledged.
+    async fn report(&self, report: Report) -> Account;
 
     /// Stores REVOKED for tasks that no child of this worker runs, unless their stored state says that they were begun
     /// or have ended. Celery does so since 5.6.2, before it answers.

@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
 use serde::Serialize;
+use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -42,6 +43,22 @@ pub enum Order {
     },
     /// Runs a call in the pool.
     Call(Call),
+    /// Calls an election.
+    Elect {
+        /// Names it.
+        id: String,
+        /// What kind of thing is to be done.
+        topic: String,
+        /// What is to be done.
+        action: Value,
+    },
+    /// Sends an event.
+    Event {
+        /// Its type.
+        kind: String,
+        /// Its fields.
+        fields: Map<String, Value>,
+    },
     /// Kills the child that runs a call.
     Terminate {
         /// Which call.
@@ -384,6 +401,8 @@ impl Consumer {
                 }
                 self.desk.release(ticket);
             }
+            Order::Elect { id, topic, action } => self.call_election(&id, &topic, action),
+            Order::Event { kind, fields } => self.tell_event(&kind, &fields),
             // As a pool that is closed: what has not started is given back.
             Order::Call(_) if self.shutdown.phase > Phase::Running => {}
             Order::Call(call) => {
@@ -433,16 +452,17 @@ impl Consumer {
                 self.desk.ready.push_front((call, bounced));
                 break;
             };
-            if self.pool.interrupts() {
-                let now = self.uptime();
-                let pick =
-                    |choices: [Option<f64>; 2]| choices.into_iter().flatten().find(|limit| *limit > 0.0);
-                if let Some(soft) = pick([call.soft_limit, self.config.soft_time_limit]) {
-                    self.desk.limits.push(now + soft, (id, Limit::Soft(soft)));
-                }
-                if let Some(hard) = pick([call.hard_limit, self.config.time_limit]) {
-                    self.desk.limits.push(now + hard, (id, Limit::Hard(hard)));
-                }
+            let now = self.uptime();
+            let pick = |choices: [Option<f64>; 2]| choices.into_iter().flatten().find(|limit| *limit > 0.0);
+            let (hard, soft) = self.pool.limits((
+                pick([call.hard_limit, self.config.time_limit]),
+                pick([call.soft_limit, self.config.soft_time_limit]),
+            ));
+            if let Some(soft) = soft {
+                self.desk.limits.push(now + soft, (id, Limit::Soft(soft)));
+            }
+            if let Some(hard) = hard {
+                self.desk.limits.push(now + hard, (id, Limit::Hard(hard)));
             }
             if bounced {
                 self.desk.bounced.insert(id);

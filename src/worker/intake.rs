@@ -86,13 +86,17 @@ impl Consumer {
                 Received::Task(Box::new(request))
             }));
         } else {
+            self.tell_received(&request);
             self.admit(request);
         }
     }
 
     pub(super) fn on_received(&mut self, received: Received) {
         match received {
-            Received::Task(request) => self.admit(*request),
+            Received::Task(request) => {
+                self.tell_received(&request);
+                self.admit(*request);
+            }
             Received::Refused(request, settlement) => self.link.settle(request.handle.settle(settlement)),
             Received::Command(message) => self.obey(&message),
         }

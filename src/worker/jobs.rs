@@ -8,7 +8,7 @@ use super::request::Request;
 use super::results::Write;
 use super::schedule::Due;
 use crate::broker::Settlement;
-use crate::pool::JobId;
+use crate::pool::{JobId, Outcome};
 
 /// A job in the pool, or ended and not settled yet.
 #[derive(Debug)]
@@ -37,6 +37,8 @@ pub(super) struct Running {
     pub ended: Option<Option<Settlement>>,
     /// It is over and only waits for results or a report.
     pub over: bool,
+    /// How the child said that it ended, where that is to be told.
+    pub outcome: Option<Outcome>,
 }
 
 impl Running {

@@ -9,7 +9,6 @@ use super::hooks::Notice;
 use super::request::Request;
 use super::shutdown::{Cause, Phase, Said};
 use crate::broker::{Command, Settlement};
-use crate::clock;
 use crate::pool::JobId;
 
 /// How long killed children may take at a cold stop, with their account; longer than the pool waits before it kills.
@@ -22,16 +21,8 @@ impl Consumer {
         if self.connected && can_run && !self.ready_told {
             self.ready_told = true;
             self.hooks.notice(Notice::Ready);
-            if self.config.heartbeat.is_some() {
-                self.beat();
-            }
+            self.begin_to_beat();
         }
-    }
-
-    pub(super) fn beat(&mut self) {
-        let Some(interval) = self.config.heartbeat else { return };
-        self.waiting.push(clock::now() + interval.max(0.1), Waiting::Heartbeat);
-        self.hooks.notice(Notice::Heartbeat);
     }
 
     pub(super) fn on_cause(&mut self, cause: Cause) {
@@ -69,7 +60,7 @@ impl Consumer {
         for waiting in self.waiting.drain() {
             match waiting {
                 Waiting::Eta(request) | Waiting::Limited(request) => unstarted.push(*request),
-                Waiting::Parked { .. } | Waiting::Heartbeat => {}
+                Waiting::Parked { .. } => {}
             }
         }
         (self.etas, self.limited) = (0, 0);

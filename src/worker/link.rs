@@ -274,7 +274,11 @@ impl Link {
                     self.held.remove(tag);
                 }
             }
-            Event::Control(_) | Event::Remembered(_) | Event::Renewed(_) | Event::Lost(_) => {}
+            Event::Control(_)
+            | Event::Heard(_)
+            | Event::Remembered(_)
+            | Event::Renewed(_)
+            | Event::Lost(_) => {}
         }
     }
 
@@ -300,7 +304,9 @@ impl Link {
     }
 
     fn lost(&mut self, error: BrokerError) -> LinkEvent {
-        self.outbox.retain(|command| !matches!(command, Command::Consume(..)));
+        self.outbox.retain(|command| {
+            !matches!(command, Command::Consume(..) | Command::Listen(_) | Command::Deafen(_))
+        });
         for mut wanted in std::mem::take(&mut self.wanted) {
             // The broker's last word may not have been read yet.
             let outcome = wanted.heard.try_recv().unwrap_or_else(|_| Err(error.clone()));

@@ -3,6 +3,7 @@
 //! The start order is [`run`], read from top to bottom; the loop is in `consumer`.
 
 pub mod acks;
+mod announce;
 mod asking;
 mod autoscale;
 mod consumer;
@@ -15,6 +16,7 @@ mod intake;
 mod jobs;
 mod life;
 mod link;
+mod neighbours;
 mod outcomes;
 mod panel;
 mod ready;
@@ -24,6 +26,7 @@ pub mod revoked;
 pub mod schedule;
 pub mod shutdown;
 mod signals;
+pub mod told;
 mod watch;
 
 use std::sync::Arc;
@@ -148,5 +151,6 @@ async fn leave(consumer: &mut Consumer, mut inbox: Inbox, mut writers: JoinSet<(
             .await;
     }
     consumer.abandon();
+    consumer.announce_rest().await;
     consumer.link.close(Instant::now() + CLOSE_PATIENCE).await;
 }

@@ -10,6 +10,7 @@ use super::jobs::{Limit, Running};
 use super::request::Request;
 use super::results::{What, Write, Written};
 use super::shutdown::{Cause, Phase};
+use super::told::{self, TaskEvent};
 use super::watch;
 use crate::broker::{Delivery, Handle, Settlement};
 use crate::pool::{self, Interrupt, JobId, Outcome, StoreId};
@@ -93,10 +94,14 @@ impl Consumer {
         }
         let Some(job) = self.jobs.get_mut(id) else { return };
         job.accepted = true;
+        let told = job.request.policy.send_events.then(|| job.request.headers.id.clone());
         if !job.request.policy.acks_late && !job.acknowledged {
             job.acknowledged = true;
             let tag = job.request.handle.tag();
             self.link.settle((tag, Settlement::Ack));
+        }
+        if let Some(uuid) = told {
+            self.tell_task(&uuid, true, &[TaskEvent::Started {}]);
         }
     }
 
@@ -113,6 +118,7 @@ impl Consumer {
             }
             outcome => outcome,
         };
+        let tells = self.tells_tasks();
         let Some(job) = self.jobs.get_mut(id) else { return };
         job.over = true;
         let untranslated = job.request.is_untranslated();
@@ -141,7 +147,10 @@ impl Consumer {
         watch::count_end(&mut self.counts, job, &outcome, verdict.incident.as_ref());
         job.ended = Some(verdict.settlement);
         match verdict.incident {
-            None => self.finish(id),
+            None => {
+                job.outcome = (job.request.policy.send_events && tells).then_some(outcome);
+                self.finish(id);
+            }
             Some(mut what) => {
                 // As billiard words it, for signals only; the number is that of the job.
                 if let Incident::WorkerLost { status, .. } = &mut what
@@ -164,6 +173,10 @@ impl Consumer {
             return;
         }
         let Some(job) = self.jobs.remove(id) else { return };
+        if let Some(outcome) = &job.outcome {
+            let events = told::of_outcome(outcome, settlement, job.killed);
+            self.tell_task(&job.request.headers.id, true, &events);
+        }
         match settlement {
             Some(settlement) => self.link.settle(job.request.handle.settle(settlement)),
             None => drop(job.request.handle.abandon()),
@@ -219,9 +232,10 @@ impl Consumer {
         refused: Option<(Handle, Settlement)>,
     ) {
         let hooks = self.hooks.clone();
+        let subject = self.subject(&report);
         self.reports.spawn(async move {
-            let answer = hooks.report(report).await;
-            Reported { job, refused, answer }
+            let account = hooks.report(report).await;
+            Reported { job, refused, subject, account }
         });
     }
 
@@ -233,16 +247,22 @@ impl Consumer {
                 return;
             }
         };
-        if let Some((handle, planned)) = reported.refused {
-            self.link.settle(handle.settle(reported.answer.unwrap_or(planned)));
+        let Reported { job, refused, subject, account } = reported;
+        let mut settled = None;
+        if let Some((handle, planned)) = refused {
+            let settlement = account.settlement.unwrap_or(planned);
+            settled = Some(settlement);
+            self.link.settle(handle.settle(settlement));
         }
-        if let Some(id) = reported.job {
-            if let Some(job) = self.jobs.get_mut(id) {
-                job.reporting = false;
-                if let (Some(Some(planned)), Some(answer)) = (&mut job.ended, reported.answer) {
-                    *planned = answer;
-                }
+        if let Some(job) = job.and_then(|id| self.jobs.get_mut(id)) {
+            job.reporting = false;
+            if let (Some(Some(planned)), Some(answer)) = (&mut job.ended, account.settlement) {
+                *planned = answer;
             }
+            settled = job.ended.flatten();
+        }
+        self.tell_incident(&subject, &account, settled);
+        if let Some(id) = job {
             self.finish(id);
         }
     }

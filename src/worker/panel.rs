@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::consumer::{Consumer, Shown, Waiting};
@@ -88,7 +89,6 @@ impl Panel for Consumer {
                 Some((request.headers.id.as_str(), at - now))
             }
             Waiting::Parked { shown, .. } => Some((shown.as_ref()?.headers.id.as_str(), at - now)),
-            Waiting::Heartbeat => None,
         });
         let waits: HashMap<&str, f64> = waits.filter(|(id, _)| wanted.contains(id)).collect();
         let bounds = self.revoked.bounds();
@@ -113,7 +113,7 @@ impl Panel for Consumer {
         let waiting = self.waiting.iter().filter_map(|(_, waiting)| match waiting {
             Waiting::Eta(request) => Some((&**request, Stage::Scheduled)),
             Waiting::Limited(request) => Some((&**request, Stage::Reserved)),
-            Waiting::Parked { .. } | Waiting::Heartbeat => None,
+            Waiting::Parked { .. } => None,
         });
         let held = reserved.chain(waiting).map(|(request, stage)| TaskRequest {
             headers: &request.headers,
@@ -137,10 +137,7 @@ impl Panel for Consumer {
                     worker_pid: None,
                 })
             }
-            Waiting::Parked { shown: None, .. }
-            | Waiting::Eta(_)
-            | Waiting::Limited(_)
-            | Waiting::Heartbeat => None,
+            Waiting::Parked { shown: None, .. } | Waiting::Eta(_) | Waiting::Limited(_) => None,
         });
         let hosted = self.desk.shown().map(|shown| TaskRequest {
             headers: &shown.request.headers,
@@ -278,6 +275,30 @@ impl Panel for Consumer {
         self.pool.shrink(by);
         self.change_prefetch(-i64::try_from(by).unwrap_or(0));
         Ok(())
+    }
+
+    fn enable_events(&mut self) -> Option<bool> {
+        let enabled = self.events.dispatcher.as_mut()?.enable_tasks();
+        if enabled {
+            self.hooks.notice(Notice::Events { tasks: true });
+        }
+        Some(enabled)
+    }
+
+    fn disable_events(&mut self) -> Option<bool> {
+        let disabled = self.events.dispatcher.as_mut()?.disable_tasks();
+        if disabled {
+            self.hooks.notice(Notice::Events { tasks: false });
+        }
+        Some(disabled)
+    }
+
+    fn send_heartbeat(&mut self) {
+        self.beat_as_asked();
+    }
+
+    fn elect(&mut self, id: &str, topic: &str, action: Value) {
+        self.call_election(id, topic, action);
     }
 
     fn shutdown(&mut self) {

@@ -58,8 +58,8 @@ impl Request {
         self.headers.task.is_empty()
     }
 
-    /// The job for the pool.
-    pub fn job(&self, id: JobId) -> Job {
+    /// The job for the pool. `tells`: whether events of tasks are sent.
+    pub fn job(&self, id: JobId, tells: bool) -> Job {
         Job {
             id,
             task: self.headers.task.clone(),
@@ -70,7 +70,7 @@ impl Request {
             body: self.message.body.clone(),
             content_type: self.message.content_type.clone().unwrap_or_else(|| DATA.to_owned()),
             content_encoding: self.message.content_encoding.clone().unwrap_or_else(|| "utf-8".to_owned()),
-            acks_early: !self.policy.acks_late,
+            acks_early: !self.policy.acks_late || (tells && self.policy.send_events),
             work: Work::Message,
         }
     }

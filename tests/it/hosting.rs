@@ -12,6 +12,7 @@ use celeriac::pool::{Job, Outcome, Work};
 use celeriac::protocol::{DeliveryInfo, Message};
 use celeriac::worker::hooks::{Hooks, LogRecord, Notice, Report, Unstarted};
 use celeriac::worker::hosting::{Call, Hosted, Order, Ticket};
+use celeriac::worker::told::Account;
 use celeriac::worker::{self, Exit, Parts};
 use futures_util::future::{BoxFuture, ready};
 use serde_json::Value;
@@ -44,8 +45,8 @@ impl Hooks for App {
 
     async fn received(&self, _message: &Message, _info: &DeliveryInfo) {}
 
-    async fn report(&self, _report: Report) -> Option<Settlement> {
-        None
+    async fn report(&self, _report: Report) -> Account {
+        Account::default()
     }
 
     async fn store_revoked(&self, _tasks: Vec<Unstarted>) {}

@@ -6,6 +6,7 @@
 mod amqp;
 mod backend;
 mod broker;
+mod events;
 mod hosting;
 mod native;
 mod redis;

@@ -12,11 +12,13 @@ use celeriac::broker::{
     Broker, BrokerConfig, Capabilities, Command, Consume, Event, Publication, Session, Settlement,
 };
 use celeriac::clock;
+use celeriac::cluster::ClusterConfig;
 use celeriac::config::{Config, ShutdownConfig, TaskPolicy};
 use celeriac::error::{BackendError, BrokerError, Error};
 use celeriac::pool::{Interrupt, Outcome, PoolConfig, StoreId};
 use celeriac::protocol::{DeliveryInfo, Json, Message};
 use celeriac::worker::hooks::{Hooks, Incident, LogRecord, Notice, Report, Unstarted};
+use celeriac::worker::told::{Account, Became};
 use celeriac::worker::{self, Exit, Parts};
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc};
@@ -50,9 +52,9 @@ impl Hooks for Recorder {
 
     async fn received(&self, _message: &Message, _info: &DeliveryInfo) {}
 
-    async fn report(&self, report: Report) -> Option<Settlement> {
+    async fn report(&self, report: Report) -> Account {
         self.incidents.lock().unwrap().push(report.what);
-        self.answer
+        Account { settlement: self.answer, became: Became::Untold }
     }
 
     async fn store_revoked(&self, tasks: Vec<Unstarted>) {
@@ -90,13 +92,13 @@ impl ResultBackend for Gated {
 }
 
 /// A worker under test.
-struct Bench {
-    broker: MemoryBroker,
+pub(crate) struct Bench {
+    pub(crate) broker: MemoryBroker,
     hooks: Arc<Recorder>,
     backend: Arc<Gated>,
-    pool: Driver,
+    pub(crate) pool: Driver,
     /// What the broker does with publications, and the permits of those that wait.
-    moods: (Arc<Mutex<VecDeque<Act>>>, Arc<Semaphore>),
+    pub(crate) moods: (Arc<Mutex<VecDeque<Act>>>, Arc<Semaphore>),
     stop: CancellationToken,
     worker: JoinHandle<Result<Exit, Error>>,
 }
@@ -126,7 +128,7 @@ impl Bench {
         Self::start_as(policy, slots, answer, acts, |_| {}).await
     }
 
-    async fn start_as(
+    pub(crate) async fn start_as(
         policy: TaskPolicy,
         slots: usize,
         answer: Option<Settlement>,
@@ -156,7 +158,7 @@ impl Bench {
         Self { broker, hooks, backend, pool, moods, stop, worker }
     }
 
-    fn send(&self, id: &str) {
+    pub(crate) fn send(&self, id: &str) {
         self.broker.publish(QUEUE, message(id));
     }
 
@@ -170,7 +172,7 @@ impl Bench {
         self.broker.publish(QUEUE, message);
     }
 
-    async fn settled(&self) {
+    pub(crate) async fn settled(&self) {
         wait_until("everything is settled", async || {
             self.broker.unsettled() == 0 && self.broker.waiting(QUEUE) == 0
         })
@@ -183,7 +185,7 @@ impl Bench {
         self.hooks.incidents.lock().unwrap().remove(0)
     }
 
-    async fn stop(self) -> Exit {
+    pub(crate) async fn stop(self) -> Exit {
         self.stop.cancel();
         self.worker.await.unwrap().unwrap()
     }
@@ -231,6 +233,9 @@ pub(crate) fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
         shutdown: ShutdownConfig::default(),
         control: None,
         heartbeat: None,
+        heartbeat_signal: false,
+        events: None,
+        cluster: ClusterConfig::default(),
         lines: None,
         log_tasks: false,
         http: None,
@@ -554,7 +559,7 @@ async fn a_warm_stop_gives_back_what_has_not_started_in_order_and_lets_the_runni
 
 /// What a broker does with the next publication.
 #[derive(Clone, Copy, Debug)]
-enum Act {
+pub(crate) enum Act {
     Confirm,
     /// Confirms when the test gives a permit.
     Wait,

@@ -1,6 +1,7 @@
 """The configuration that the core is given, from apps of three kinds, field by field."""
 
 import json
+import platform
 import sys
 
 import celery
@@ -47,7 +48,7 @@ NAMED_EXCHANGE = {
 POLICY = {
     "acks_late": False, "acks_on_failure": True, "acks_on_timeout": True, "reject_on_worker_lost": False,
     "retry_on_worker_lost": False, "time_limit": None, "soft_time_limit": None, "rate_limit": None,
-    "rate_limit_text": None, "ignore_result": False, "hosting": "native",
+    "rate_limit_text": None, "ignore_result": False, "send_events": True, "hosting": "native",
     "asynchronous": False,
 }  # fmt: skip
 
@@ -62,8 +63,13 @@ def test_the_defaults_are_celery_s(plain):
     assert control["serializer"] == "json"
     # What `inspect active_queues` shows is kombu's own.
     assert plain["queues"][0].pop("shown")["exchange"]["name"] == "celery"
+    cluster = plain.pop("cluster")
+    heard = cluster["gossip"]
+    assert cluster["mingle"] is True
+    assert (heard["name"], heard["bindings"][0]["routing_key"]) == ("celeryev", "worker.#")
+    assert heard["arguments"] == {"x-expires": 60000, "x-message-ttl": 5000}
     # RabbitMQ 4.3 forbids queues that are neither.
-    assert control["queue_exclusive"] is (celery.VERSION >= (5, 7))
+    assert control["queue_exclusive"] is heard["exclusive"] is (celery.VERSION >= (5, 7))
     assert plain == {
         "hostname": "w@h",
         "broker": {
@@ -127,7 +133,16 @@ def test_the_defaults_are_celery_s(plain):
             "cancel_on_connection_loss": False,
         },
         "app_has_stats": False,
-        "heartbeat": None,
+        "heartbeat": 2.0,
+        "heartbeat_signal": False,
+        "events": {
+            "enabled": True,
+            "task_events": False,
+            "exchange": "celeryev",
+            "exchange_type": "topic",
+            "serializer": "json",
+            "software": {"sw_ident": "py-celery", "sw_ver": celery.__version__, "sw_sys": platform.system()},
+        },
         "lines": {
             "format": "[%(asctime)s: %(levelname)s/%(processName)s] %(message)s",
             "json": False,
@@ -310,7 +325,6 @@ print(config.broker_urls(app))
         ),
         ("app.conf.worker_consumer = 'my.module:Consumer'", "worker_consumer is my.module:Consumer"),
         ("app.conf.worker_pool = 'celery.concurrency.base:BasePool'", "celery.concurrency.base:BasePool"),
-        ("app.conf.worker_pool = 'gevent'", "worker_pool is gevent"),
         (
             "app.conf.worker_timer = 'kombu.asynchronous.timer:Timer'",
             "worker_timer is kombu.asynchronous.timer:Timer, which is no subclass of celery.utils.timer2:Timer",
@@ -352,14 +366,14 @@ def test_an_autoscale_that_cannot_be_had_ends_the_start_with_2_and_its_reason(tm
 
 def test_settings_without_effect_are_named_in_one_warning(tmp_path):
     (tmp_path / "proj.py").write_text(
-        "from show import app\napp.conf.worker_send_task_events = True\n"
+        "from show import app\napp.conf.broker_read_url = 'memory://other'\n"
         "from celery import signals\nfrom show import show\nsignals.celeryd_after_setup.disconnect(show)\n"
         "import celeriac.zygote\ndef stop(plan):\n    raise SystemExit(0)\nceleriac.zygote.start = stop\n"
     )
     done = finish([sys.executable, "-m", "celeriac", "-A", "proj", "worker"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Settings without effect in celeriac yet") == 1
-    assert "worker_send_task_events" in done.stderr
+    assert "broker_write_url for events" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,9 @@ def test_each_thing_that_holds_an_app_back_is_named(tmp_path):
         "retrying": ["autoretry_for"],
         "traced": ["__trace__ is ladder_zoo:route"],
     }
-    assert report["without_effect"] == ["worker_send_task_events (no events are sent)"]
+    assert report["without_effect"] == [
+        "broker_write_url for events (they go to broker_read_url, which the supervisor is connected to)"
+    ]
 
 
 def test_a_replaced_tracer_is_named(tmp_path):

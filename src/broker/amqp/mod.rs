@@ -13,6 +13,7 @@ mod message;
 pub(crate) mod publish;
 mod session;
 mod settle;
+mod sides;
 mod table;
 mod tls;
 mod topology;
@@ -132,7 +133,13 @@ impl Amqp {
 #[async_trait]
 impl Broker for Amqp {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { settles_across_sessions: false, parks: false, fanout: true, remembers: false }
+        Capabilities {
+            settles_across_sessions: false,
+            parks: false,
+            fanout: true,
+            remembers: false,
+            listens: true,
+        }
     }
 
     fn address(&self) -> String {
@@ -165,6 +172,7 @@ impl Broker for Amqp {
             channel,
             consumers,
             control,
+            sides: sides::Sides::default(),
             publisher,
             published,
             events: event_sender,

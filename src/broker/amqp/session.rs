@@ -17,9 +17,10 @@ use super::consumers::{Consumers, Heard, Origin};
 use super::fault::Fault;
 use super::publish::Answer;
 use super::settle::{Frame, Ledger};
+use super::sides::{Overheard, Sides};
 use super::{message, topology};
 use crate::broker::topology::Queue;
-use crate::broker::{Command, Delivery, Event, Handle, Publication, Settlement, Tag};
+use crate::broker::{self, Command, Delivery, Event, Handle, Publication, Settlement, Tag};
 use crate::error::BrokerError;
 use crate::protocol::DeliveryInfo;
 
@@ -47,6 +48,8 @@ pub(super) struct Live {
     pub(super) consumers: Consumers,
     /// The channel of remote control, and its consumer.
     pub(super) control: Option<(Channel, Consumer)>,
+    /// What is only listened to.
+    pub(super) sides: Sides,
     pub(super) publisher: mpsc::Sender<(Box<Publication>, Answer)>,
     /// Answered when the publisher has ended, once its sender is dropped.
     pub(super) published: oneshot::Receiver<()>,
@@ -69,11 +72,11 @@ pub(super) async fn run(live: Live) {
 }
 
 /// What wakes a session.
-#[expect(clippy::large_enum_variant, reason = "there is one at a time, on the stack")]
 enum Woken {
     Commands(usize),
     Heard(Heard),
     Control(Option<lapin::Result<lapin::message::Delivery>>),
+    Side(Overheard),
     Sent(lapin::Result<()>),
     Connection(Option<lapin::Event>),
 }
@@ -127,6 +130,12 @@ impl State {
                         Err(_) => None,
                     }
                 } => Woken::Control(heard),
+                heard = async {
+                    match live.events.reserve().await {
+                        Ok(_) => live.sides.next().await,
+                        Err(_) => std::future::pending().await,
+                    }
+                } => Woken::Side(heard),
                 Some(sent) = self.sending.next() => Woken::Sent(sent),
                 event = broken.next() => Woken::Connection(event),
             };
@@ -135,6 +144,7 @@ impl State {
                 Woken::Commands(_) => self.commands(std::mem::take(&mut batch)).await,
                 Woken::Heard(heard) => self.heard(heard),
                 Woken::Control(heard) => self.control(heard),
+                Woken::Side(heard) => self.side(heard),
                 Woken::Sent(Ok(())) => Ok(()),
                 Woken::Sent(Err(error)) => Err(self.lost(Fault::from(error))),
                 Woken::Connection(event) => self.connection(event),
@@ -176,6 +186,23 @@ impl State {
         }
     }
 
+    fn side(&mut self, (queue, heard): Overheard) -> Result<(), End> {
+        match heard {
+            Some(Ok(delivery)) => {
+                let message = message::received(&delivery.properties, delivery.data);
+                let routing_key = delivery.routing_key.to_string();
+                let event = Event::Heard(broker::Heard { queue: queue.to_string(), routing_key, message });
+                self.live.events.try_send(event).map_err(|_| End::Closed(None))
+            }
+            Some(Err(error)) => Err(self.lost(Fault::from(error))),
+            // Ours to end, or the broker's.
+            None if self.live.sides.listens_to(&queue) => {
+                Err(self.lost(format!("the broker cancelled the consumer of {queue}")))
+            }
+            None => Ok(()),
+        }
+    }
+
     fn connection(&mut self, event: Option<lapin::Event>) -> Result<(), End> {
         match event {
             // Of one channel: ours, or the scratch channel of a refused declaration.
@@ -198,7 +225,7 @@ impl State {
 
     fn channels_are_open(&self) -> bool {
         let control = self.live.control.as_ref().is_none_or(|(channel, _)| channel.status().connected());
-        control && self.live.channel.status().connected()
+        control && self.live.sides.is_open() && self.live.channel.status().connected()
     }
 
     fn take(&mut self, delivery: lapin::message::Delivery, origin: Origin) -> Delivery {
@@ -262,6 +289,15 @@ impl State {
                 self.paused = true;
                 self.ask("basic.cancel", async |live| live.consumers.cancel_all().await).await?;
             }
+            Command::Listen(queue) => {
+                let name = queue.name.clone();
+                if let Err(fault) = self.hark(*queue).await? {
+                    tracing::error!(target: "celery.worker.consumer", queue = name, %fault, "The broker does not let us listen.");
+                }
+            }
+            Command::Deafen(queue) => {
+                self.ask("basic.cancel", async |live| live.sides.deafen(&queue).await).await?;
+            }
             Command::Publish(publication, answer) => {
                 if let Err(error) = live.publisher.try_send((publication, answer)) {
                     let (_, answer) = error.into_inner();
@@ -281,14 +317,29 @@ impl State {
         Ok(())
     }
 
-    /// Declares a queue on a channel of its own, where a refusal does no harm, and consumes it.
-    ///
-    /// The inner error is the broker's refusal.
+    /// Declares a queue and listens to it. The inner error is the broker's refusal.
+    async fn hark(&mut self, queue: Queue) -> Result<Result<(), Fault>, End> {
+        if let Err(refusal) = self.declare(&queue).await? {
+            return Ok(Err(refusal));
+        }
+        self.ask("basic.consume", async |live| live.sides.hark(&live.link, &queue.name).await).await.map(Ok)
+    }
+
+    /// Declares a queue and consumes it. The inner error is the broker's refusal.
     async fn consume(&mut self, queue: Queue) -> Result<Result<(), Fault>, End> {
+        if let Err(refusal) = self.declare(&queue).await? {
+            return Ok(Err(refusal));
+        }
+        self.ask("basic.consume", async |live| live.consumers.add(queue).await).await.map(Ok)
+    }
+
+    /// Declares a queue on a channel of its own, where a refusal does no harm. The inner error is the broker's
+    /// refusal.
+    async fn declare(&mut self, queue: &Queue) -> Result<Result<(), Fault>, End> {
         let mut refusal = None;
         self.ask("queue.declare", async |live| {
             let scratch = live.link.channel().await?;
-            match topology::require(&scratch, &queue).await {
+            match topology::require(&scratch, queue).await {
                 Err(fault) if fault.is_refusal() => refusal = Some(fault),
                 outcome => {
                     outcome?;
@@ -298,10 +349,7 @@ impl State {
             Ok(())
         })
         .await?;
-        if let Some(fault) = refusal {
-            return Ok(Err(fault));
-        }
-        self.ask("basic.consume", async |live| live.consumers.add(queue).await).await.map(Ok)
+        Ok(refusal.map_or(Ok(()), Err))
     }
 
     /// Asks the broker; a broker that refuses or is silent ends the session.

@@ -121,7 +121,13 @@ impl Folders {
 #[async_trait]
 impl Broker for FilesystemBroker {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { settles_across_sessions: true, parks: true, fanout: true, remembers: false }
+        Capabilities {
+            settles_across_sessions: true,
+            parks: true,
+            fanout: true,
+            remembers: false,
+            listens: false,
+        }
     }
 
     fn address(&self) -> String {

@@ -209,6 +209,8 @@ impl Consumer {
             Command::Resume => self.paused = false,
             // Folders remember nothing, and say so.
             Command::Remember(_) => {}
+            // The worker does not listen here, as Celery's does not.
+            Command::Listen(_) | Command::Deafen(_) => {}
             Command::Publish(publication, answer) => {
                 let declared = publication.declare.as_deref().map_or(Ok(()), |queue| self.declare(queue));
                 let result = declared

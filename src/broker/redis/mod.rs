@@ -139,7 +139,13 @@ async fn delete(link: &Link, shared: &Shared, fields: &[String]) -> Result<(), B
 #[async_trait]
 impl Broker for RedisBroker {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { settles_across_sessions: true, parks: true, fanout: true, remembers: true }
+        Capabilities {
+            settles_across_sessions: true,
+            parks: true,
+            fanout: true,
+            remembers: true,
+            listens: true,
+        }
     }
 
     fn address(&self) -> String {

@@ -30,6 +30,7 @@ struct Desk {
     queues: Vec<Queue>,
     tasks: BTreeMap<String, Option<String>>,
     did: Vec<String>,
+    events: bool,
 }
 
 impl Panel for Desk {
@@ -118,6 +119,18 @@ impl Panel for Desk {
     }
     fn shrink(&mut self, _: usize) -> Result<(), String> {
         Err(r#"ValueError("Can't shrink pool. All processes busy!")"#.to_owned())
+    }
+    fn enable_events(&mut self) -> Option<bool> {
+        Some(!std::mem::replace(&mut self.events, true))
+    }
+    fn disable_events(&mut self) -> Option<bool> {
+        Some(std::mem::replace(&mut self.events, false))
+    }
+    fn send_heartbeat(&mut self) {
+        self.did.push("heartbeat".to_owned());
+    }
+    fn elect(&mut self, id: &str, topic: &str, action: Value) {
+        self.did.push(format!("elect {id} {topic} {action}"));
     }
     fn shutdown(&mut self) {
         self.did.push("shutdown".to_owned());
@@ -236,9 +249,6 @@ fn steady(value: &mut Value) {
     }
 }
 
-/// Commands whose replies differ on purpose.
-const DIFFERENT: [&str; 4] = ["enable_events", "disable_events", "heartbeat", "election"];
-
 #[tokio::test]
 async fn every_reply_is_what_a_stock_worker_replied() {
     let cases: Vec<Value> =
@@ -249,12 +259,7 @@ async fn every_reply_is_what_a_stock_worker_replied() {
         let request = &case["request"];
         let mut ours = reply(&mut desk, request, &case["headers"]).unwrap_or(Value::Null);
         let mut theirs = case["reply"].clone();
-        let error = theirs["celery@recorded"].get("error").is_some();
-        if DIFFERENT.contains(&request["method"].as_str().unwrap()) && !error {
-            assert_ne!(ours, theirs);
-            continue;
-        }
-        // The second is answered by Python.
+        // The first was recorded without gossip, where the original stumbles; the second is answered by Python.
         if ["election", "pool_restart"].contains(&request["method"].as_str().unwrap()) {
             continue;
         }
@@ -285,6 +290,8 @@ async fn effects_reach_the_worker_once() {
     ask(&mut desk, "rate_limit", json!({"task_name": "tasks.add", "rate_limit": "30/m"}));
     ask(&mut desk, "time_limit", json!({"task_name": "tasks.add", "hard": 2.5}));
     ask(&mut desk, "pool_grow", json!({"n": 2}));
+    ask(&mut desk, "heartbeat", json!({}));
+    ask(&mut desk, "election", json!({"id": "e", "topic": "task", "action": {"task": "t"}}));
     let request = json!({"method": "shutdown"});
     assert_eq!(reply(&mut desk, &request, &json!({})), None);
     assert_eq!(
@@ -296,6 +303,8 @@ async fn effects_reach_the_worker_once() {
             "rate tasks.add Some(0.5) Some(\"30/m\")",
             "time tasks.add None Some(2.5)",
             "grow 2",
+            "heartbeat",
+            r#"elect e task {"task":"t"}"#,
             "shutdown",
         ]
     );

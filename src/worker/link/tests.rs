@@ -33,6 +33,7 @@ impl Broker for Played {
             parks: false,
             fanout: false,
             remembers: false,
+            listens: false,
         }
     }
 

@@ -35,6 +35,7 @@ macro_rules! run {
             a_parked_message_takes_no_prefetch_and_comes_back_when_asked_for,
             a_queue_can_be_added_and_cancelled_while_consuming,
             a_control_message_reaches_every_session,
+            what_is_listened_to_is_heard_past_the_prefetch_until_it_is_let_go,
             garbage_neither_ends_nor_blocks_a_queue,
             settling_what_is_not_held_is_ignored,
             what_is_still_held_after_a_reconnect_is_neither_delivered_again_nor_forgotten,
@@ -568,6 +569,55 @@ pub(crate) async fn a_queue_can_be_added_and_cancelled_while_consuming<H: Harnes
     client.settle([delivery, another], Settlement::Ack).await;
     client.close().await;
     nothing_is_left(&harness, &second).await;
+}
+
+pub(crate) async fn what_is_listened_to_is_heard_past_the_prefetch_until_it_is_let_go<H: Harness>(
+    harness: H,
+) {
+    if !harness.broker().capabilities().listens {
+        return;
+    }
+    let queue = harness.queue("q");
+    let mut client = Client::connect(&*harness.broker(), &harness.consume(&[&queue], 1)).await;
+    publish_all(&harness, &queue, &names(0..2)).await;
+    let held = client.next().await;
+    let side = |base: &str, kind: &str, key: &str| {
+        // Not a quorum queue, which outlives its listeners.
+        let mut queue = Queue::named(&harness.name(base));
+        (queue.durable, queue.auto_delete, queue.no_ack) = (false, true, true);
+        queue.bindings[0].exchange.kind = kind.to_owned();
+        queue.bindings[0].routing_key = key.to_owned();
+        queue
+    };
+    let sent = |queue: &Queue, key: &str, id: &str| Publication {
+        exchange: queue.bindings[0].exchange.name.clone(),
+        exchange_type: Some(queue.bindings[0].exchange.kind.clone()),
+        routing_key: key.to_owned(),
+        message: message(id),
+        declare: None,
+    };
+    let (news, answers) = (side("news", "fanout", "worker.#"), side("answers", "direct", "k"));
+    client.tell(Command::Listen(Box::new(news.clone()))).await;
+    client.tell(Command::Listen(Box::new(answers.clone()))).await;
+    client.publish(sent(&news, "worker.online", "1")).await.unwrap();
+    let heard = client.heard().await;
+    assert_eq!(
+        (heard.queue, heard.routing_key, id(&heard.message)),
+        (news.name.clone(), "worker.online".into(), "1".into())
+    );
+    client.publish(sent(&answers, "k", "2")).await.unwrap();
+    let heard = client.heard().await;
+    assert_eq!((heard.queue, id(&heard.message)), (answers.name.clone(), "2".into()));
+
+    client.tell(Command::Deafen(answers.name.clone())).await;
+    client.publish(sent(&answers, "k", "3")).await.unwrap();
+    client.publish(sent(&news, "worker.offline", "4")).await.unwrap();
+    assert_eq!(id(&client.heard().await.message), "4");
+    client.settle([held], Settlement::Ack).await;
+    let held = client.next().await;
+    client.settle([held], Settlement::Ack).await;
+    client.close().await;
+    nothing_is_left(&harness, &queue).await;
 }
 
 pub(crate) async fn a_control_message_reaches_every_session<H: Harness>(harness: H) {

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use celeriac::broker::topology::Queue;
-use celeriac::broker::{Broker, Command, Consume, Delivery, Event, Publication, Session, Settlement, Tag};
+use celeriac::broker::{
+    Broker, Command, Consume, Delivery, Event, Heard, Publication, Session, Settlement, Tag,
+};
 use celeriac::error::BrokerError;
 use celeriac::protocol::Message;
 use tokio::sync::oneshot;
@@ -20,6 +22,7 @@ pub(crate) struct Client {
     session: Session,
     deliveries: VecDeque<Delivery>,
     controls: VecDeque<Message>,
+    heard: VecDeque<Heard>,
     forgotten: Vec<Tag>,
     remembered: Option<Vec<String>>,
 }
@@ -32,6 +35,7 @@ impl Client {
             session,
             deliveries: VecDeque::new(),
             controls: VecDeque::new(),
+            heard: VecDeque::new(),
             forgotten: Vec::new(),
             remembered: None,
         }
@@ -44,6 +48,7 @@ impl Client {
                 self.deliveries.extend(batch);
             }
             Event::Control(message) => self.controls.push_back(message),
+            Event::Heard(heard) => self.heard.push_back(heard),
             Event::Forgotten(tags) => self.forgotten.extend(tags),
             Event::Remembered(texts) => {
                 assert!(self.deliveries.is_empty(), "it comes before the first deliveries");
@@ -87,6 +92,14 @@ impl Client {
             taken.push(self.next().await);
         }
         taken
+    }
+
+    /// The next message that was listened to.
+    pub(crate) async fn heard(&mut self) -> Heard {
+        while self.heard.is_empty() {
+            self.event("something to be heard").await;
+        }
+        self.heard.pop_front().expect("just looked")
     }
 
     /// The next remote control message.

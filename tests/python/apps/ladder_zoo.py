@@ -5,7 +5,7 @@ from celery import Celery, Task, bootsteps, signals
 
 app = Celery("ladder_zoo", broker="sqla+sqlite:///broker.db", backend="db+sqlite:///results.db")
 app.conf.task_send_sent_event = True
-app.conf.worker_send_task_events = True
+app.conf.broker_write_url = "memory://other"
 app.user_options["worker"].add(click.Option(("--colour",)))
 
 

@@ -205,7 +205,6 @@ def test_every_command_answers_as_the_original(alike):
     assert alike(asked)["status"] == 0
 
 
-@pytest.mark.xfail(reason="no events are sent yet", strict=True)
 def test_every_command_of_events_answers_as_the_original(alike):
     def asked(stage):
         start(stage, app="controlled")

@@ -117,7 +117,7 @@ def test_everything_that_a_task_can_return_or_raise_is_stored_alike(alike, broke
         assert seen["storing-errors"]["document"]["status"] == "FAILURE"
 
 
-@pytest.mark.parametrize("pool", ["threads", "solo"])
+@pytest.mark.parametrize("pool", ["threads", "solo", "gevent", "eventlet"])
 def test_other_pools_store_the_same(alike, pool):
     alike(lambda stage: play(stage, f"--pool={pool}"))
 

@@ -41,9 +41,11 @@ class Stage:
 
     # ---- the worker's side
 
-    def worker(self, *options, app="zoo", conf=None, env=None, concurrency=1, kind=None, ready=True, before=()):
+    def worker(
+        self, *options, app="zoo", conf=None, env=None, concurrency=1, kind=None, ready=True, before=(), quiet=QUIET
+    ):
         """Starts a worker; `conf` adds settings for it alone, `before` are words before its command."""
-        options = ["--loglevel=INFO", f"--concurrency={concurrency}", *QUIET, *options]
+        options = ["--loglevel=INFO", f"--concurrency={concurrency}", *quiet, *options]
         if not any(option.startswith(("-n", "--hostname")) for option in options):
             options.append(f"--hostname=w{len(self.workers)}@here")
         worker = WorkerProcess(

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
 use self::claim::{CLAIM, POLL};
-use self::queues::{Listener, Source};
+use self::queues::{Listener, Side, Source};
 use super::batch::Batch;
 use super::link::{Dialer, Link, Pushes};
 use super::publish::{self, Answer};
@@ -48,6 +48,9 @@ pub(super) struct Live {
     bound: Vec<Bound>,
     refresh_at: Option<Instant>,
     control: Option<Bound>,
+    /// Queues that are only listened to.
+    sides: Vec<Side>,
+    next_look: Instant,
 
     pub(super) prefetch: u32,
     pub(super) paused: bool,
@@ -118,6 +121,8 @@ impl Live {
             bound: Vec::new(),
             refresh_at: None,
             control: None,
+            sides: Vec::new(),
+            next_look: now,
             prefetch: 0,
             paused: false,
             held: HashSet::new(),
@@ -184,6 +189,9 @@ impl Live {
             }
             self.claim().await?;
             self.tell_published();
+            if self.listens_to_lists() && Instant::now() >= self.next_look {
+                self.look().await?;
+            }
             if Instant::now() >= self.next_beat {
                 self.beat().await?;
             }
@@ -199,6 +207,7 @@ impl Live {
 
     async fn wait(&mut self) -> Result<(), BrokerError> {
         let polls = !self.tracking && !self.ready && self.room() > 0;
+        let listens = self.listens_to_lists();
         let events = self.events.clone();
         tokio::select! {
             command = self.commands.recv() => match command {
@@ -213,6 +222,7 @@ impl Live {
             }
             Some((channel, payload)) = self.pushes.broadcasts.recv() => self.on_broadcast(&channel, payload),
             () = tokio::time::sleep_until(self.next_beat) => {}
+            () = tokio::time::sleep_until(self.next_look), if listens => {}
             () = self.again.notified() => self.next_beat = Instant::now(),
             () = self.pushes.lost.cancelled() => return Err(self.link.gone("the server closed the connection")),
             error = self.failed.recv() => {
@@ -259,7 +269,10 @@ impl Live {
             Command::Resume => self.paused = false,
             Command::Remember(remembrance) => self.remembrances.push(remembrance),
             Command::Publish(publication, answer) => self.publications.push((publication, answer)),
-            command @ (Command::Consume(..) | Command::Cancel(_)) => self.changes.push(command),
+            command @ (Command::Consume(..)
+            | Command::Cancel(_)
+            | Command::Listen(_)
+            | Command::Deafen(_)) => self.changes.push(command),
             Command::Close(answer) => self.closing = Some(answer),
         }
     }
@@ -296,6 +309,8 @@ impl Live {
                     let _ = answer.send(Ok(()));
                 }
                 Command::Cancel(queue) => self.cancel(&queue).await?,
+                Command::Listen(queue) => self.hark(&queue).await?,
+                Command::Deafen(queue) => self.deafen(&queue).await?,
                 _ => {}
             }
         }
@@ -341,6 +356,7 @@ impl Live {
         self.carry_out().await?;
         self.claim().await?;
         self.tell_published();
+        self.deafen_all().await?;
         if let Some(control) = self.control.take() {
             control.delete(&self.link, &self.shared).await?;
         }

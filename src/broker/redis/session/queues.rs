@@ -1,5 +1,7 @@
 //! What is consumed: lists, and channels of fanout exchanges.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use tokio::time::Instant;
 
@@ -9,8 +11,9 @@ use crate::broker::redis::options::Order;
 use crate::broker::redis::restore;
 use crate::broker::redis::routes::{self, Bound};
 use crate::broker::topology::{Binding, Exchange, Queue};
-use crate::broker::{Control, Delivery, Event, Handle};
+use crate::broker::{Control, Delivery, Event, Handle, Heard};
 use crate::error::BrokerError;
+use crate::protocol::{DeliveryInfo, Message};
 
 /// A queue that is consumed.
 pub(super) struct Source {
@@ -27,7 +30,22 @@ pub(super) enum Listener {
     Control,
     /// A queue bound to a fanout exchange.
     Queue(String),
+    /// The same, only listened to.
+    Heard(String),
 }
+
+/// A queue that is only listened to.
+pub(super) struct Side {
+    name: String,
+    bound: Vec<Bound>,
+    /// Its lists; none where it hears by pub/sub.
+    lists: Vec<String>,
+}
+
+/// How often lists that are only listened to are looked at. They live for seconds.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Messages taken from such a list in one go.
+const LOOK: usize = 100;
 
 impl Live {
     pub(in crate::broker::redis) async fn consume(&mut self, queue: &Queue) -> Result<(), BrokerError> {
@@ -75,10 +93,13 @@ impl Live {
     pub(super) async fn cancel(&mut self, name: &str) -> Result<(), BrokerError> {
         self.sources.retain(|source| source.name != name);
         self.bound.retain(|bound| bound.queue != name);
-        let listener = Listener::Queue(name.to_owned());
+        self.silence(&Listener::Queue(name.to_owned())).await
+    }
+
+    async fn silence(&mut self, listener: &Listener) -> Result<(), BrokerError> {
         let mut silent = Vec::new();
         for (channel, listeners) in &mut self.listeners {
-            listeners.retain(|other| *other != listener);
+            listeners.retain(|other| other != listener);
             if listeners.is_empty() {
                 silent.push(channel.clone());
             }
@@ -115,6 +136,71 @@ impl Live {
         self.subscribe(channel, Listener::Control).await
     }
 
+    /// Listens to a queue; see [`crate::broker::Command::Listen`].
+    pub(super) async fn hark(&mut self, queue: &Queue) -> Result<(), BrokerError> {
+        let bound = routes::declare(&self.link, &self.shared, queue).await?;
+        self.refresh_later(&bound);
+        self.bound.extend(bound.iter().cloned());
+        let mut lists = self.shared.keys.lists_of(&queue.name);
+        for binding in queue.bindings.iter().filter(|binding| binding.exchange.kind == "fanout") {
+            lists.clear();
+            let key = binding.routing_key.replace('#', "*");
+            let channel = self.shared.keys.channel(&binding.exchange.name, &key);
+            self.subscribe(channel, Listener::Heard(queue.name.clone())).await?;
+        }
+        self.sides.push(Side { name: queue.name.clone(), bound, lists });
+        Ok(())
+    }
+
+    /// Listens to a queue no more, and deletes it.
+    pub(super) async fn deafen(&mut self, name: &str) -> Result<(), BrokerError> {
+        self.silence(&Listener::Heard(name.to_owned())).await?;
+        self.bound.retain(|bound| bound.queue != name);
+        if let Some(index) = self.sides.iter().position(|side| side.name == name) {
+            for bound in self.sides.swap_remove(index).bound {
+                bound.delete(&self.link, &self.shared).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes all that is only listened to.
+    pub(super) async fn deafen_all(&mut self) -> Result<(), BrokerError> {
+        for name in self.sides.iter().map(|side| side.name.clone()).collect::<Vec<_>>() {
+            self.deafen(&name).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether there are lists to look at.
+    pub(super) fn listens_to_lists(&self) -> bool {
+        self.sides.iter().any(|side| !side.lists.is_empty())
+    }
+
+    /// Takes what has come into lists that are only listened to.
+    pub(super) async fn look(&mut self) -> Result<(), BrokerError> {
+        self.next_look = Instant::now() + LOOK_EVERY;
+        let lists = self.sides.iter().flat_map(|side| side.lists.iter().map(|list| (&side.name, list)));
+        for (name, list) in lists.map(|(name, list)| (name.clone(), list.clone())).collect::<Vec<_>>() {
+            let mut take = redis::cmd("RPOP");
+            take.arg(&list).arg(LOOK);
+            let payloads: Option<Vec<Vec<u8>>> = self.link.query(&take).await?;
+            for payload in payloads.unwrap_or_default() {
+                match envelope::read(&payload, &name) {
+                    Ok((message, info)) => self.heard(&name, message, info),
+                    Err(error) => {
+                        tracing::warn!(target: "kombu.transport.redis", queue = name, %error, "A message makes no sense.");
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn heard(&mut self, queue: &str, message: Message, info: DeliveryInfo) {
+        self.emit(Event::Heard(Heard { queue: queue.to_owned(), routing_key: info.routing_key, message }));
+    }
+
     pub(super) fn refresh_later(&mut self, bound: &[Bound]) {
         if let Some(interval) = bound.iter().filter_map(Bound::interval).min() {
             let at = Instant::now() + interval;
@@ -127,7 +213,7 @@ impl Live {
         for listener in self.listeners.get(channel).cloned().unwrap_or_default() {
             let queue = match &listener {
                 Listener::Control => "",
-                Listener::Queue(queue) => queue.as_str(),
+                Listener::Queue(queue) | Listener::Heard(queue) => queue.as_str(),
             };
             match envelope::read(&payload, queue) {
                 Err(error) => {
@@ -136,6 +222,9 @@ impl Live {
                         "Cannot process event on channel.");
                 }
                 Ok((message, _)) if listener == Listener::Control => self.emit(Event::Control(message)),
+                Ok((message, info)) if matches!(listener, Listener::Heard(_)) => {
+                    self.heard(queue, message, info);
+                }
                 Ok((message, info)) => {
                     let tag = self.shared.tags(1);
                     self.shared.fleeting().insert(tag);
