@@ -31,10 +31,6 @@ pub enum Reading {
 pub enum Effect {
     /// What it does in Celery.
     Works,
-    /// Taken without effect, and nothing is lost by it: the text says why.
-    Moot(&'static str),
-    /// Refused: the text says what to do instead.
-    Missing(&'static str),
     /// Refused with these values, each with what to do instead.
     Partly(&'static [(&'static str, &'static str)]),
 }

@@ -137,10 +137,7 @@ pub fn refusal(options: &Map<String, Value>) -> Option<String> {
             return Some(problem);
         }
         match flag.effect {
-            Effect::Works | Effect::Moot(_) => None,
-            Effect::Missing(instead) => {
-                Some(format!("{} is not supported by celeriac yet: {instead}.", flag.spelled()))
-            }
+            Effect::Works => None,
             Effect::Partly(values) => {
                 values.iter().find(|(name, _)| value == *name).map(|(name, instead)| {
                     format!("{} {name} is not supported by celeriac yet: {instead}.", flag.spelled())

@@ -136,8 +136,6 @@ fn value_name(reading: Reading) -> String {
 fn help_of(flag: &Flag) -> String {
     match flag.effect {
         Effect::Works | Effect::Partly(_) => flag.help.to_owned(),
-        Effect::Moot(why) => format!("{} (no effect: {why})", flag.help),
-        Effect::Missing(_) => format!("{} (not supported yet)", flag.help),
     }
 }
 
@@ -228,8 +226,6 @@ pub(super) fn reference() -> String {
 fn effect_of(flag: &Flag) -> String {
     match flag.effect {
         Effect::Works => flag.help.to_owned(),
-        Effect::Moot(why) => format!("{}. Taken without effect: {why}", flag.help),
-        Effect::Missing(instead) => format!("{}. **Refused for now**: {instead}", flag.help),
         Effect::Partly(values) => {
             let refused: Vec<String> = values
                 .iter()

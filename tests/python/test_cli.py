@@ -142,7 +142,7 @@ def test_what_has_no_effect_yet_is_refused_at_both_doors(program, options, named
 def test_help_lists_the_options_of_the_worker_and_of_the_app(tmp_path):
     done = run("celeriac", "-A", "optional", "worker", "--help")
     assert done.returncode == 0
-    for part in ("--max-tasks-per-child", "--team", "not supported yet"):
+    for part in ("--max-tasks-per-child", "--team"):
         assert part in done.stdout
 
 

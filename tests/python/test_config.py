@@ -106,6 +106,7 @@ def test_the_defaults_are_celery_s(plain):
             "use_ssl": False,
             "persistent": True,
         },
+        "autoscale": None,
         "pool": {
             "kind": "prefork",
             "concurrency": 3,

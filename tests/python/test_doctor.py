@@ -118,7 +118,8 @@ def test_a_pool_class_of_another_package_is_refused_by_name(tmp_path):
     report, done = examine("aio", cwd=tmp_path)
     assert done.returncode == 2
     assert report["refused"] == [
-        "the pool aio:AsyncIOPool is not prefork, threads or solo: run `celery worker` without CELERIAC for this app."
+        "the pool aio:AsyncIOPool is not one of celeriac's: use prefork, threads, solo, gevent or eventlet, or run "
+        "`celery worker` without CELERIAC for this app."
     ]
 
 

@@ -26,9 +26,7 @@ def test_lost_children_cost_their_own_task_only(alike, broker):
         stage.wait_empty()
         found = {name: outcome(result) for name, result in results.items()}
         found["tries"] = len(stage.journal("ran", number="kill_self_once"))
-        # Who killed a child, and what it weighed, only one of them says.
-        said = "\n".join(line for line in worker.log.splitlines() if "bytes resident" not in line)
-        found["lines"] = {name: sorted(lines_of_task(said, result.id)) for name, result in results.items()}
+        found["lines"] = {name: sorted(lines_of_task(worker.log, result.id)) for name, result in results.items()}
         return found
 
     seen = alike(lost, broker)

@@ -170,7 +170,8 @@ def play(stage, worker, pages):
     seen["pool"] = sorted(pool)
     seen["implementation"] = [value for name, value in pool.items() if "Implementation" in name]
     pages.worker("queues")
-    seen["queues"] = [[row[0] == stage.queue, *row[1:6]] for row in browser.table("#tab-queues")]
+    rows = browser.table("#tab-queues")
+    seen["queues"] = [["its own" if cell == stage.queue else cell for cell in row[:6]] for row in rows]
     pages.worker("tasks")
     seen["active"] = [row[0] for row in browser.table("#tab-tasks table:nth-of-type(2)")]
     pages.worker("limits")

@@ -37,8 +37,10 @@ def lines(log):
 
 
 def lines_of_task(log, task_id):
-    """The records that name the task, in order."""
-    return [line for raw in log.splitlines() if task_id in raw for line in lines(raw)]
+    """The records that name the task, in order; without the one that only celeriac has, of who killed a child and what
+    it weighed."""
+    named = (raw for raw in log.splitlines() if task_id in raw and "bytes resident" not in raw)
+    return [line for raw in named for line in lines(raw)]
 
 
 def by_process(found):
