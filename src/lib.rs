@@ -8,7 +8,8 @@
 //!   ├─ supervisor                        this crate: one thread with a tokio runtime; Python's main thread serves hooks
 //!   ├─ beat, with -B (python/celeriac/beat.py)  Celery's own, forked beside the zygote, ends with the supervisor
 //!   └─ zygote (python/celeriac/zygote.py)  one thread, the app imported, memory frozen; forks, reaps, reports
-//!        └─ children (python/celeriac/child.py)  decode, run Celery's tracer, answer with the outcome
+//!        ├─ children (python/celeriac/child.py)  decode, run Celery's tracer, answer with the outcome
+//!        └─ children with an event loop (python/celeriac/loop.py)  the same, for coroutines, many at a time
 //! ```
 //!
 //! A process that has threads never forks: the zygote is there before the runtime is. The supervisor decodes no body
@@ -27,6 +28,13 @@
 //! A task whose `Request` or `Strategy` class is the app's own takes another way ([`worker::hosting`]): its message gets a
 //! ticket, Celery's code makes and calls the app's objects on the main thread, and what they post to the pool goes
 //! to a child as a pickled call. The settlement is theirs.
+//!
+//! A task whose function is a coroutine function runs on an event loop, as one of many. The loops are children of their
+//! own, as many as there are processes, forked only for apps that have such tasks: in a child that also computes, or in
+//! a thread of it, every coroutine would wait for the GIL, and one that does not end would take an ordinary task along.
+//! Requests for loops wait apart from the others (`worker/ready.rs`), and one is interrupted by a frame, not by a signal
+//! (`pool/loops.rs`). Celery's tracer is no coroutine and may be replaced by an integration; it runs in a greenlet, which
+//! lends it to the loop wherever it would wait.
 //!
 //! # What always holds
 //!
@@ -48,8 +56,8 @@
 //! | [`protocol`] | bytes to types: messages, protocol 1, signatures, times, Python's JSON and `repr`, result documents; no I/O |
 //! | [`broker`] | the trait, sessions, topology, the failover list; `redis`, `amqp`, `filesystem`, `memory` |
 //! | [`backend`] | the trait and the result backends |
-//! | [`pool`] | slots, frames (`ipc`), children and the zygote's end (`processes`), when they are worn out (`wear`, `memory`) |
-//! | [`worker`] | the loop (`consumer`; `intake`, `outcomes`, `continuations`, `life`), its link to the broker, dispatch, acks, which events are told when, neighbours, schedule, autoscale, stopping |
+//! | [`pool`] | slots, event loops (`loops`), frames (`ipc`), children and the zygote's end (`processes`), when they are worn out (`wear`, `memory`) |
+//! | [`worker`] | the loop (`consumer`; `intake`, `ready`, `outcomes`, `continuations`, `life`), its link to the broker, dispatch, acks, which events are told when, neighbours, schedule, autoscale, stopping |
 //! | [`control`] | remote control as a table of commands |
 //! | [`cluster`] | the logical clock; events and heartbeats; mingle and gossip, as state without I/O |
 //! | [`native`] | tasks as async Rust functions, and the worker that runs them without Python |
@@ -140,6 +148,7 @@
 //! | request | a delivery accepted for a known task |
 //! | job | a request handed to the pool |
 //! | slot | the right to run one task |
+//! | loop | a child with an event loop, whose slots share one thread |
 //! | outcome | how a task ended, as data |
 //! | settlement | what the broker is told |
 //! | ticket | a message that the app's own objects decide about |

@@ -9,11 +9,25 @@ class ChildPipe:
     """A child's end of the frames."""
 
     pid: int
-    def __new__(cls, fd: int, *, hub: Any = None) -> ChildPipe: ...
+    def __new__(cls, fd: int, *, looped: bool = False, hub: Any = None) -> ChildPipe: ...
     def up(self) -> None: ...
     def recv(
         self,
     ) -> tuple[int, str, str, str, str, str, str, bool, bytes, str, str, bool] | tuple[int, bytes] | int | None: ...
+    def fileno(self) -> int: ...
+    def collect(
+        self,
+    ) -> (
+        tuple[
+            list[tuple[int, str, str, str, str, str, str, bool, bytes, str, str, bool]],
+            list[tuple[int, str | None]],
+            list[tuple[int, tuple[int, int | None, int | None, bool]]],
+            list[tuple[int, bool]],
+            int | None,
+        ]
+        | None
+    ): ...
+    def flush_kept(self) -> None: ...
     def take(
         self,
     ) -> tuple[list[tuple[Any, ...]], list[int], list[tuple[int, float | None]], int | None, bool]: ...
@@ -43,7 +57,7 @@ class ChildPipe:
         content_encoding: str,
         *,
         wait: bool,
-    ) -> str | None: ...
+    ) -> Any: ...
     def go_on(
         self,
         job: int,
@@ -57,10 +71,8 @@ class ChildPipe:
         as_tuple: bool,
         hold: bool,
         wait: bool,
-    ) -> str | None: ...
-    def count(
-        self, job: int, keys: list[bytes], arguments: list[bytes]
-    ) -> tuple[int, int | None, int | None, bool]: ...
+    ) -> Any: ...
+    def count(self, job: int, keys: list[bytes], arguments: list[bytes]) -> Any: ...
 
 class Target:
     """Where the messages of a task go and what they are like."""

@@ -149,6 +149,8 @@ class Writer:
     def __init__(self, app: Any, pipe: ChildPipe) -> None:
         self.pipe = pipe
         self.job = Job()
+        #: How time passes where something is asked for again and again.
+        self.pause: Callable[[float], None] = time.sleep
         self.custom: dict[tuple[type, str], bool] = {}
         #: The supervisor counts members of chords, each after its result.
         self.counts = False
@@ -358,7 +360,7 @@ class _Redis(_KeyValue):
         """
         claim, counted = (self.get_key_for_group(request.group, suffix) for suffix in (".c", ".d"))
         while self.client.get(claim) not in (None, b"done", "done"):
-            time.sleep(CLAIM_POLL)
+            self.writer.pause(CLAIM_POLL)
         index = "+inf" if request.group_index is None else request.group_index
         if not self.client.sismember(counted, f"{request.id}:{index}"):
             return False

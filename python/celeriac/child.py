@@ -11,7 +11,8 @@ import pickle
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import billiard
 from billiard import common as billiard_common
@@ -50,18 +51,30 @@ EXIT_LIMIT = 5.0
 Job = tuple[int, str, str, str, str, str, str, bool, bytes, str, str, bool]
 
 
-def main(plan: Plan, number: int, index: int, descriptor: int) -> int:
-    """The whole life of a child, from the fork on. Gives its exit status."""
+class Started(NamedTuple):
+    """A job that was decoded and may run."""
+
+    number: int
+    task: Any
+    uuid: str
+    args: Any
+    kwargs: Any
+    request: dict[str, Any]
+    acks_early: bool
+
+
+def main(plan: Plan, number: int, index: int, descriptor: int, *, looped: bool = False) -> int:
+    """The whole life of a child, from the fork on. Gives its exit status. `looped`: it runs an event loop."""
     if plan.kind == "prefork":
-        return _prefork(plan, number, index, descriptor)
+        return _prefork(plan, number, index, descriptor, looped)
     return _in_main_process(plan, descriptor)
 
 
-def _prefork(plan: Plan, number: int, index: int, descriptor: int) -> int:
+def _prefork(plan: Plan, number: int, index: int, descriptor: int, looped: bool) -> int:
     # Billiard's own process object does what it does in Celery: name and index that logs and user code read,
     # stdin from /dev/null, fresh logging locks, after-fork hooks of the app and its pools.
     process = billiard.get_context("fork").Process(
-        target=_prefork_body, args=(plan, descriptor), name=f"ForkPoolWorker-{number}"
+        target=_prefork_body, args=(plan, descriptor, looped), name=f"ForkPoolWorker-{number}"
     )
     process.daemon = True
     process.index = index
@@ -69,13 +82,13 @@ def _prefork(plan: Plan, number: int, index: int, descriptor: int) -> int:
     return status
 
 
-def _prefork_body(plan: Plan, descriptor: int) -> None:
+def _prefork_body(plan: Plan, descriptor: int, looped: bool) -> None:
     # Billiard's mark that its handler of TERM has run; 4.3 has functions for it, 4.2 has not.
     billiard_common._should_have_exited[0] = False
     for name in ("SIGQUIT", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
-    pipe = ChildPipe(descriptor)
-    writer = backends.install(plan.app, pipe) if plan.native_results else None
+    pipe = ChildPipe(descriptor, looped=looped)
+    run = _looped(plan, pipe) if looped else _one_by_one(plan, pipe)
     status: int | None = EX_FAILURE
     try:
         prefork.process_initializer(plan.app, plan.hostname)
@@ -84,7 +97,7 @@ def _prefork_body(plan: Plan, descriptor: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         install_rdb_handler()
         pipe.up()
-        status = Lane(plan, pipe, writer).run()
+        status = run()
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else EX_FAILURE
         raise
@@ -95,6 +108,18 @@ def _prefork_body(plan: Plan, descriptor: int) -> None:
         prefork.process_destructor(os.getpid(), status)
         _run_exit_hooks()
     sys.exit(status)
+
+
+def _one_by_one(plan: Plan, pipe: ChildPipe) -> Callable[[], int]:
+    writer = backends.install(plan.app, pipe) if plan.native_results else None
+    return lambda: Lane(plan, pipe, writer).run()
+
+
+def _looped(plan: Plan, pipe: ChildPipe) -> Callable[[], int]:
+    # It needs a package that others do not.
+    from celeriac.loop import Loop
+
+    return Loop(plan, pipe).run
 
 
 def _in_main_process(plan: Plan, descriptor: int) -> int:
@@ -161,13 +186,15 @@ def _on_soft_limit(signum: int, frame: object) -> None:
 class Lane:
     """Runs one job after the other."""
 
-    def __init__(self, plan: Plan, pipe: ChildPipe, writer: backends.Writer | None) -> None:
+    def __init__(
+        self, plan: Plan, pipe: ChildPipe, writer: backends.Writer | None, current: backends.Job | None = None
+    ) -> None:
         self.plan = plan
         self.pipe = pipe
         self.writer = writer
         self.tasks = plan.app.tasks
         #: What runs in this lane, for those who speak to the supervisor on its behalf.
-        self.current = writer.job if writer else backends.Job()
+        self.current = current or (writer.job if writer else backends.Job())
         self.continuations = _continuations(plan, pipe, writer, self.current)
         self.accept = serialization.prepare_accept_content(plan.app.conf.accept_content)
         # Unless somebody has put something of theirs around it, JSON without kombu's notation for other types
@@ -196,6 +223,41 @@ class Lane:
     def job(self, job: Job) -> int | None:
         """Runs one job; gives an exit status when the process has to go."""
         global _interruptible
+        started = self.begin(job)
+        if started is None:
+            return None
+        number = started.number
+        try:
+            # From the acceptance on: that is when the soft limit begins to run.
+            _interruptible = True
+            if started.acks_early:
+                self.pipe.accepted(number)
+            answer = self.trace(started)
+            _interruptible = False
+        except BaseException as exc:
+            _interruptible = False
+            return self.escaped(number, started.task, started.request, exc)
+        return self.ended(number, answer)
+
+    def trace(self, started: Started) -> Any:
+        """Runs a task through its tracer."""
+        current = self.current
+        current.number, current.task, current.uuid = started.number, started.task, started.uuid
+        try:
+            return started.task.__trace__(started.uuid, started.args, started.kwargs, started.request)
+        finally:
+            current.number = 0
+
+    def ended(self, number: int, answer: Any) -> int | None:
+        """Says what a tracer has answered; gives an exit status when the process has to go."""
+        retval, info, runtime, retstr = answer
+        if info is None and not isinstance(retval, ExceptionInfo):
+            self.pipe.succeeded(number, str(retstr), runtime or 0.0)
+            return None
+        return self.unsuccessful(number, retval, runtime or 0.0)
+
+    def begin(self, job: Job) -> Started | None:
+        """Decodes a job; None where it can go no further, which the supervisor was told then."""
         number, name, uuid, *_, body, content_type, content_encoding, acks_early = job
         pipe = self.pipe
         try:
@@ -222,27 +284,10 @@ class Lane:
         except KeyError:
             pipe.malformed(number, f"task {name!r} is not registered in the child")
             return None
-        current = self.current
-        current.number, current.task, current.uuid = number, task, uuid
         if self.continuations and (embed.get("chain") or embed.get("callbacks") or embed.get("chord")):
             self.continuations.prepare(embed)
         request.update({"args": args, "kwargs": kwargs, "hostname": self.plan.hostname, "is_eager": False}, **embed)
-        try:
-            # From the acceptance on: that is when the soft limit begins to run.
-            _interruptible = True
-            if acks_early:
-                pipe.accepted(number)
-            retval, info, runtime, retstr = task.__trace__(uuid, args, kwargs, request)
-            _interruptible = False
-        except BaseException as exc:
-            _interruptible = False
-            return self.escaped(number, task, request, exc)
-        finally:
-            current.number = 0
-        if info is None and not isinstance(retval, ExceptionInfo):
-            pipe.succeeded(number, str(retstr), runtime or 0.0)
-            return None
-        return self.unsuccessful(number, retval, runtime or 0.0)
+        return Started(number, task, uuid, args, kwargs, request, acks_early)
 
     def call(self, number: int, body: bytes) -> int | None:
         """Runs what the parent process posted to the pool, as billiard does; gives an exit status when the process

@@ -24,7 +24,7 @@ from kombu.serialization import prepare_accept_content, registry
 from kombu.transport.base import to_rabbitmq_queue_arguments
 from kombu.utils.url import url_to_parts
 
-from celeriac import events, gossip, ladder, lines
+from celeriac import aio, events, gossip, ladder, lines
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -291,6 +291,7 @@ def task_policy(task: Task) -> dict[str, Any]:
         "ignore_result": bool(task.ignore_result),
         "send_events": bool(task.send_events),
         "hosting": ladder.hosting(task),
+        "asynchronous": aio.is_async(task),
     }
 
 
@@ -365,12 +366,16 @@ def backend_url(conf: Any) -> str:
 def pool(worker: Worker) -> dict[str, Any]:
     """`PoolConfig`."""
     kind = ladder.pool_kind(worker.pool_cls)
+    looped = bool(aio.tasks(worker.app))
     return {
         "kind": kind,
         # The solo pool runs one task at a time, whatever -c says.
         "concurrency": 1 if kind == "solo" else worker.min_concurrency,
         "max_tasks_per_child": worker.max_tasks_per_child or None,
         "max_memory_per_child": worker.max_memory_per_child or None,
+        # As many loops as processes: both share the processors that -c was chosen for.
+        "loops": worker.concurrency if looped else 0,
+        "async_concurrency": aio.concurrency(worker) if looped else 0,
         "proc_alive_timeout": worker.app.conf.worker_proc_alive_timeout,
     }
 

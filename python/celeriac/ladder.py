@@ -16,7 +16,7 @@ import click
 from celery import signals
 from celery.exceptions import ImproperlyConfigured
 
-from celeriac import _core, backends
+from celeriac import _core, aio, backends
 from celeriac import continuations as going_on
 from celeriac.delayed import refusal
 
@@ -83,6 +83,7 @@ def concerns(worker: Worker) -> list[Decision]:
         _execution(app),
         backend(app),
         continuations(app),
+        *_loops(worker),
         Decision("schedule", "python", ["beat is Celery's, beside the worker (`celeriac beat`) or with it (`-B`)"]),
         _logging(),
     ]
@@ -139,6 +140,21 @@ def _execution(app: Celery) -> Decision:
     return Decision("execution", "python", reasons)
 
 
+def _loops(worker: Worker) -> Iterator[Decision]:
+    found = aio.tasks(worker.app)
+    if found:
+        try:
+            each = aio.concurrency(worker)
+        except ValueError:
+            return
+        count = f"{len(found)} tasks are" if len(found) > 1 else "one task is"
+        yield Decision(
+            "event loops",
+            "python",
+            [f"{count} `async def`: {worker.concurrency} loops of {aio.event_loop()}, {each} tasks at a time on each"],
+        )
+
+
 def continuations(app: Celery) -> Decision:
     """Native where the supervisor can publish what follows a task exactly as Celery would."""
     native, reasons = going_on.decide(
@@ -187,6 +203,8 @@ def _peculiarities(task: Task) -> list[str]:
     # Celery itself wraps `__call__` of the plain class while a worker runs.
     if overridden:
         reasons.append(f"{name_of(type(task).__mro__[1])} overrides {', '.join(overridden)}")
+    if aio.is_async(task):
+        reasons.append("async def: it runs on an event loop")
     match hosting(task):
         case "strategy":
             reasons.append(f"Strategy is {name_of(task.Strategy)}: the parent process hands it each message")
@@ -233,6 +251,7 @@ def refused_app(worker: Worker) -> list[str]:
         *_refused_settings(worker),
         *_refused_autoscale(worker),
         *_refused_tasks(worker),
+        *aio.refused(worker),
         *_refused_continuations(worker),
     ]
 

@@ -31,7 +31,7 @@ from celery.worker.consumer import Consumer
 from kombu.common import ignore_errors
 from kombu.utils.imports import symbol_by_name
 
-from celeriac import config, consumers, events, gossip, green, hosting, json_lines, ladder, terminal, zygote
+from celeriac import aio, config, consumers, events, gossip, green, hosting, json_lines, ladder, terminal, zygote
 from celeriac.beat import EmbeddedBeat
 from celeriac.delayed import DelayedDelivery
 from celeriac.pooling import AutoscalerStep, PoolStandIn
@@ -42,6 +42,8 @@ EX_REFUSED = 2
 
 #: Options that Celery does not have, and where they are read from when no command line was parsed.
 OWN_VARIABLES = MappingProxyType({"http": "CELERIAC_HTTP", "log_format": "CELERIAC_LOG_FORMAT"})
+#: All of them.
+OWN_OPTIONS = frozenset({"async_concurrency", *OWN_VARIABLES})
 
 #: How often in a row the consumer's boot steps are started where a connection error keeps one from it.
 MOST_STARTS = 3
@@ -320,6 +322,8 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
     early_signals: list[str]
     #: Whether signals reach the core.
     core_listens = False
+    #: Tasks that run at a time on one event loop, as the command line says.
+    async_concurrency: int | None = None
     #: Where probes and metrics are served.
     http: str | None = None
     #: How records are written: ``text``, as Celery does, or ``json``.
@@ -366,6 +370,7 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         self.refuse(ladder.refused_options({**kwargs, **own}))
         self._prepare_for_greenlets(kwargs.get("pool") or kwargs.get("pool_cls") or self.app.conf.worker_pool)
         self.http = own["http"]
+        self.async_concurrency = kwargs.get("async_concurrency")
         self.log_format = own["log_format"] or self.log_format
         with json_lines.early() if self.log_format == "json" else contextlib.nullcontext():
             super().on_before_init(**self.prepare_args(**kwargs))
@@ -375,7 +380,7 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
 
     def prepare_args(self, **kwargs: Any) -> dict[str, Any]:
         """What the app is shown: Celery's options."""
-        return {name: value for name, value in kwargs.items() if name not in OWN_VARIABLES}
+        return {name: value for name, value in kwargs.items() if name not in OWN_OPTIONS}
 
     def setup_logging(self, colorize: bool | None = None) -> Any:
         """Celery's own, with a formatter of ours where that is asked for."""
@@ -448,6 +453,7 @@ class Worker(apps_worker.Worker):  # type: ignore[misc]
         without_effect = ladder.settings_without_effect(self)
         if without_effect:
             logger.warning("Settings without effect in celeriac yet: %s.", ", ".join(without_effect))
+        aio.install(self.app)
         # Children run what is registered for the exit; this is none of theirs.
         if self.pidlock:
             atexit.unregister(self.pidlock.release)

@@ -65,6 +65,8 @@ class Plan:
     kind: str = "prefork"
     #: Tasks that run at a time in one child; more than one only with threads and greenlets.
     lanes: int = 1
+    #: Tasks that run at a time on one event loop.
+    async_concurrency: int = 0
     #: Whether results go through the supervisor (`celeriac.backends.decide`).
     native_results: bool = False
     #: Whether callbacks and chain steps go through the supervisor (`celeriac.continuations.decide`).
@@ -85,6 +87,7 @@ class Plan:
             hostname=hostname,
             kind=kind,
             lanes=pool["concurrency"] if kind in ("threads", *green.KINDS) else 1,
+            async_concurrency=pool["async_concurrency"],
             native_results=config["backend"]["native"],
             native_continuations=ladder.continuations(app).rung == "native",
         )
@@ -224,7 +227,7 @@ class _Server:
             return False
         kind, number, argument, value = RECORD.unpack(record)
         if kind == FORK:
-            self.fork(number, argument, sockets[0])
+            self.fork(number, argument, sockets[0], looped=bool(value))
         elif kind == SIGNAL:
             self.signal(number, value, group=bool(argument))
         elif kind == RELOAD:
@@ -251,7 +254,7 @@ class _Server:
     def report(self, kind: int, number: int, value: int = 0, argument: int = 0) -> None:
         self.control.sendall(RECORD.pack(kind, number, argument, value))
 
-    def fork(self, number: int, index: int, descriptor: int) -> None:
+    def fork(self, number: int, index: int, descriptor: int, *, looped: bool) -> None:
         signals.worker_before_create_process.send(sender=AsynPool)
         _flush()
         zygote = os.getpid()
@@ -262,12 +265,12 @@ class _Server:
             self.report(FAILED, number, error.errno or errno.EAGAIN)
             return
         if pid == 0:
-            self.become_child(zygote, number, index, descriptor)
+            self.become_child(zygote, number, index, descriptor, looped)
         os.close(descriptor)
         self.numbers[pid] = number
         self.report(FORKED, number, pid)
 
-    def become_child(self, zygote: int, number: int, index: int, descriptor: int) -> NoReturn:
+    def become_child(self, zygote: int, number: int, index: int, descriptor: int, looped: bool) -> NoReturn:
         """Never returns: above it is the zygote's own code."""
         status = 1
         try:
@@ -280,7 +283,7 @@ class _Server:
                 end.close()
             if self.plan.kind in green.KINDS:
                 green.become(self.plan, descriptor)
-            status = child.main(self.plan, number, index, descriptor)
+            status = child.main(self.plan, number, index, descriptor, looped=looped)
         except BaseException:
             logger.critical("A child ends with an error outside of any task", exc_info=True)
         finally:

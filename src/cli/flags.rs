@@ -238,6 +238,16 @@ pub const WORKER: &[Flag] = &[
         ..POOL
     },
     Flag {
+        name: "async_concurrency",
+        spellings: &["--async-concurrency"],
+        reading: Reading::Integer,
+        env: &["CELERIAC_ASYNC_CONCURRENCY"],
+        help: "Tasks that run at a time on one event loop; there are as many loops as children where the app has \
+               `async def` tasks [default: 250]",
+        own: true,
+        ..POOL
+    },
+    Flag {
         name: "task_events",
         spellings: &["-E", "--task-events", "--events"],
         reading: Reading::Switch,

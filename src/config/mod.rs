@@ -152,6 +152,9 @@ pub struct TaskPolicy {
     /// Whose objects its requests go through.
     #[serde(default)]
     pub hosting: Hosting,
+    /// Its function is a coroutine function: it runs on an event loop.
+    #[serde(default)]
+    pub asynchronous: bool,
 }
 
 /// Whether a task's requests go through objects of the app's own in the parent process.
@@ -183,6 +186,7 @@ impl Default for TaskPolicy {
             ignore_result: false,
             send_events: true,
             hosting: Hosting::Native,
+            asynchronous: false,
         }
     }
 }

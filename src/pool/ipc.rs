@@ -37,6 +37,13 @@ pub enum ToChild {
         /// The answer.
         counted: Counted,
     },
+    /// End one of many jobs before its time. Only for children with an event loop: others are signalled.
+    Cancel {
+        /// Which.
+        job: JobId,
+        /// Its soft limit has passed; else it is cancelled, and what it still says is not wanted.
+        soft: bool,
+    },
     /// End this job, in a child of greenlets: it has passed this hard limit or, without one, was revoked or cancelled.
     Interrupt {
         /// Which.
@@ -150,6 +157,11 @@ impl ToChild {
             }
             Self::Stop => out.put_u8(3),
             Self::Recycle => out.put_u8(4),
+            Self::Cancel { job, soft } => {
+                out.put_u8(16);
+                out.put_u64_le(*job);
+                out.put_u8(u8::from(*soft));
+            }
             Self::Counted { serial, counted } => {
                 out.put_u8(5);
                 out.put_u64_le(*serial);
@@ -202,6 +214,7 @@ impl ToChild {
             2 => Self::Stored { serial: fields.u64()?, error: fields.optional_text()? },
             3 => Self::Stop,
             4 => Self::Recycle,
+            16 => Self::Cancel { job: fields.u64()?, soft: fields.u8()? != 0 },
             5 => Self::Counted {
                 serial: fields.u64()?,
                 counted: Counted {
@@ -655,6 +668,14 @@ mod tests {
             FromChild::Answered { job: 9, value: back } => assert_eq!(back, value),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_cancellation_survives_the_pipe() {
+        let mut buffer = BytesMut::new();
+        ToChild::Cancel { job: 7, soft: true }.encode(&mut buffer);
+        let back = ToChild::decode(split(&mut buffer).unwrap().unwrap()).unwrap();
+        assert!(matches!(back, ToChild::Cancel { job: 7, soft: true }), "{back:?}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! task; only an idle slot takes a job, so no task ever waits behind a long one.
 
 pub mod ipc;
+mod loops;
 mod memory;
 mod process;
 pub mod processes;
@@ -240,7 +241,8 @@ pub struct StoreId {
     pub serial: u64,
 }
 
-/// What interrupts a running job.
+/// What interrupts a running job. On an event loop the job alone is cancelled, and its child killed only when the job
+/// does not end.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Interrupt {
     /// `SoftTimeLimitExceeded` is raised in the task.
@@ -278,6 +280,24 @@ pub trait Pool: Send {
     /// # Errors
     /// The job, when no slot is idle.
     fn submit(&mut self, job: Job) -> Result<(SlotId, u32), Box<Job>>;
+
+    /// How many slots of event loops there are when all children are up.
+    fn loop_slots(&self) -> usize {
+        0
+    }
+
+    /// How many of them can take a job now.
+    fn idle_loops(&self) -> usize {
+        0
+    }
+
+    /// Gives a job to the event loop that runs the fewest, and says which slot, with its pid.
+    ///
+    /// # Errors
+    /// The job, when no slot of a loop is idle.
+    fn submit_to_loop(&mut self, job: Job) -> Result<(SlotId, u32), Box<Job>> {
+        Err(Box::new(job))
+    }
 
     /// Interrupts a job. Unknown jobs (just ended) are ignored.
     fn interrupt(&mut self, job: JobId, how: Interrupt);
@@ -346,4 +366,10 @@ pub struct PoolConfig {
     pub max_memory_per_child: Option<u64>,
     /// A child that is not up after so many seconds is killed and replaced.
     pub proc_alive_timeout: f64,
+    /// Number of children with an event loop; none where the app has no coroutine tasks.
+    #[serde(default)]
+    pub loops: u32,
+    /// Tasks that run at a time on each of these loops.
+    #[serde(default)]
+    pub async_concurrency: u32,
 }

@@ -236,7 +236,13 @@ async fn fork(
         Err(error) => return refused(&error),
     };
     let (sender, mut reports) = mpsc::unbounded_channel();
-    let request = Command::Fork { number, index, socket: OwnedFd::from(theirs), reports: sender };
+    let request = Command::Fork {
+        number,
+        index: shared.shown_index(index),
+        looped: shared.looped(),
+        socket: OwnedFd::from(theirs),
+        reports: sender,
+    };
     if shared.commands.send(request).is_err() {
         return Fork::Over;
     }

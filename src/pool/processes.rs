@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::ipc::ToChild;
+use super::loops;
 use super::memory::Killings;
-use super::process::{Failure, keep};
+use super::process::{Failure, Link, keep};
 use super::slots::{Slots, WEIGH_EVERY};
 use super::wear::Wear;
 use super::zygote::{self, Command, Number, Scope, Zygote, ZygoteHandle};
@@ -41,12 +42,14 @@ pub(super) struct Shared {
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) stopping: CancellationToken,
     pub(super) up_within: Duration,
-    numbers: AtomicU32,
+    numbers: Arc<AtomicU32>,
     lived: AtomicBool,
-    trouble: Mutex<Option<String>>,
+    trouble: Arc<Mutex<Option<String>>>,
     troubled: CancellationToken,
-    killings: Mutex<Killings>,
+    killings: Arc<Mutex<Killings>>,
     kind: Kind,
+    /// Where the places of event loops begin when they are shown: behind those of the other children.
+    beside: u32,
 }
 
 impl Shared {
@@ -57,9 +60,19 @@ impl Shared {
     /// What a child's process is called in the log.
     pub(super) fn process_name(&self, number: Number) -> String {
         match self.kind {
-            Kind::Prefork => format!("ForkPoolWorker-{number}"),
+            Kind::Prefork | Kind::Loops => format!("ForkPoolWorker-{number}"),
             Kind::Threads | Kind::Solo | Kind::Gevent | Kind::Eventlet => "MainProcess".to_owned(),
         }
+    }
+
+    /// Whether these children run event loops.
+    pub(super) fn looped(&self) -> bool {
+        self.kind == Kind::Loops
+    }
+
+    /// The index by which user code knows a child of this place.
+    pub(super) fn shown_index(&self, index: u32) -> u32 {
+        if self.looped() { index - loops::FIRST_PLACE + self.beside } else { index }
     }
 
     pub(super) fn next_number(&self) -> Number {
@@ -105,6 +118,23 @@ impl Shared {
         self.troubled.cancel();
     }
 
+    /// The books of children with an event loop, which live under the same zygote.
+    fn beside(&self, config: &PoolConfig, wear: Wear) -> Arc<Self> {
+        Arc::new(Self {
+            slots: Mutex::new(Slots::of_loops(config.loops, config.async_concurrency, wear)),
+            commands: self.commands.clone(),
+            stopping: self.stopping.clone(),
+            up_within: self.up_within,
+            numbers: Arc::clone(&self.numbers),
+            lived: AtomicBool::new(false),
+            trouble: Arc::clone(&self.trouble),
+            troubled: self.troubled.clone(),
+            killings: Arc::clone(&self.killings),
+            kind: Kind::Loops,
+            beside: config.concurrency,
+        })
+    }
+
     fn trouble(&self) -> Option<String> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -125,7 +155,7 @@ pub fn start(config: &PoolConfig, zygote: ZygoteHandle, tracker: &TaskTracker) -
     };
     let wear = match kind {
         Kind::Prefork => Wear { tasks: config.max_tasks_per_child, memory: config.max_memory_per_child },
-        Kind::Threads | Kind::Solo | Kind::Gevent | Kind::Eventlet => Wear::default(),
+        Kind::Threads | Kind::Solo | Kind::Gevent | Kind::Eventlet | Kind::Loops => Wear::default(),
     };
     let up_within = Duration::from_secs_f64(config.proc_alive_timeout.clamp(0.1, 86_400.0));
     let (commands, inbox) = mpsc::unbounded_channel();
@@ -136,13 +166,15 @@ pub fn start(config: &PoolConfig, zygote: ZygoteHandle, tracker: &TaskTracker) -
         commands,
         stopping: CancellationToken::new(),
         up_within: if kind.is_green() { up_within.max(IMPORTING) } else { up_within },
-        numbers: AtomicU32::new(0),
+        numbers: Arc::default(),
         lived: AtomicBool::new(false),
-        trouble: Mutex::new(None),
+        trouble: Arc::default(),
         troubled: CancellationToken::new(),
-        killings: Mutex::new(Killings::here()),
+        killings: Arc::new(Mutex::new(Killings::here())),
         kind,
+        beside: 0,
     });
+    let loops = (config.loops > 0).then(|| shared.beside(config, wear));
     let (zygote, orders) = zygote::open(zygote)?;
     let mut writer = JoinSet::new();
     writer.spawn(orders.run(inbox));
@@ -150,6 +182,7 @@ pub fn start(config: &PoolConfig, zygote: ZygoteHandle, tracker: &TaskTracker) -
         zygote,
         writer,
         shared: Arc::clone(&shared),
+        loops: loops.clone(),
         weighs: wear.memory.is_some(),
         growth,
         places: JoinSet::new(),
@@ -158,8 +191,13 @@ pub fn start(config: &PoolConfig, zygote: ZygoteHandle, tracker: &TaskTracker) -
     for index in 0..places {
         keeper.place(index);
     }
+    if let Some(loops) = &loops {
+        for index in loops::places(config.loops) {
+            keeper.places.spawn(keep(Arc::clone(loops), index, keeper.events.clone()));
+        }
+    }
     tracker.spawn(keeper.run());
-    Ok(Running { pool: Box::new(Processes { kind, shared, grow }), events })
+    Ok(Running { pool: Box::new(Processes { kind, shared, loops, grow }), events })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,6 +207,8 @@ enum Kind {
     Solo,
     Gevent,
     Eventlet,
+    /// Not a pool of its own: children with an event loop, beside those of another kind.
+    Loops,
 }
 
 impl Kind {
@@ -184,6 +224,7 @@ struct Keeper {
     /// Passes commands on to the zygote; aborting it hangs up.
     writer: JoinSet<()>,
     shared: Arc<Shared>,
+    loops: Option<Arc<Shared>>,
     /// Whether children have a memory limit.
     weighs: bool,
     growth: mpsc::UnboundedReceiver<u32>,
@@ -207,19 +248,23 @@ impl Keeper {
                 Some(ended) = self.places.join_next() => self.ended(ended),
                 () = self.shared.stopping.cancelled(), if self.places.is_empty() => {}
                 () = self.shared.troubled.cancelled(), if self.troubled() => self.tell_trouble().await,
-                _ = clock.tick(), if self.weighs => self.shared.slots().weigh_all(),
+                _ = clock.tick(), if self.weighs => self.books().for_each(|books| books.slots().weigh_all()),
             }
             if !alive {
                 self.bury().await;
                 return;
             }
         }
-        let abandoned = self.shared.slots().abandoned();
-        for event in abandoned {
+        for event in abandoned(&self.shared, self.loops.as_ref()) {
             let _ = self.events.send(event).await;
         }
         self.writer.shutdown().await;
         self.zygote.end().await;
+    }
+
+    /// Those of the pool and those of event loops.
+    fn books(&self) -> impl Iterator<Item = &Arc<Shared>> {
+        std::iter::once(&self.shared).chain(&self.loops)
     }
 
     fn troubled(&self) -> bool {
@@ -242,13 +287,12 @@ impl Keeper {
     /// The zygote is dead and its children die with it. This process has threads and must not fork, so the
     /// worker has to end and be started again.
     async fn bury(self) {
-        let Self { zygote, mut writer, shared, mut places, events, .. } = self;
+        let Self { zygote, mut writer, shared, loops, mut places, events, .. } = self;
         writer.shutdown().await;
         // With the zygote go the channels of its reports: every place learns of it.
         let status = zygote.end().await;
         while places.join_next().await.is_some() {}
-        let abandoned = shared.slots().abandoned();
-        for event in abandoned {
+        for event in abandoned(&shared, loops.as_ref()) {
             let _ = events.send(event).await;
         }
         if !shared.stopping.is_cancelled() {
@@ -261,11 +305,28 @@ impl Keeper {
     }
 }
 
+/// What no child has read.
+fn abandoned(shared: &Shared, loops: Option<&Arc<Shared>>) -> Vec<Event> {
+    let mut events = shared.slots().abandoned();
+    events.extend(loops.into_iter().flat_map(|loops| loops.slots().abandoned()));
+    events
+}
+
 /// The worker's handle.
 struct Processes {
     kind: Kind,
     shared: Arc<Shared>,
+    /// Children with an event loop, where the app has tasks for them.
+    loops: Option<Arc<Shared>>,
     grow: mpsc::UnboundedSender<u32>,
+}
+
+impl Processes {
+    /// The child that waits for a store.
+    fn waiting(&self, store: StoreId) -> Option<Arc<Link>> {
+        let looped = self.loops.as_ref().and_then(|loops| loops.slots().waiting(store));
+        looped.or_else(|| self.shared.slots().waiting(store))
+    }
 }
 
 impl Drop for Processes {
@@ -282,6 +343,7 @@ impl Pool for Processes {
             Kind::Solo => "solo",
             Kind::Gevent => "gevent",
             Kind::Eventlet => "eventlet",
+            Kind::Loops => "loops",
         }
     }
 
@@ -292,7 +354,7 @@ impl Pool for Processes {
     fn limits(&self, (hard, soft): (Option<f64>, Option<f64>)) -> (Option<f64>, Option<f64>) {
         // As in Celery: greenlets know no soft limit, those of eventlet none at all.
         match self.kind {
-            Kind::Prefork => (hard, soft),
+            Kind::Prefork | Kind::Loops => (hard, soft),
             Kind::Gevent => (hard, None),
             Kind::Threads | Kind::Solo | Kind::Eventlet => (None, None),
         }
@@ -307,7 +369,26 @@ impl Pool for Processes {
     }
 
     fn pids(&self) -> Vec<u32> {
-        self.shared.slots().pids()
+        let mut pids = self.shared.slots().pids();
+        if let Some(loops) = &self.loops {
+            pids.extend(loops.slots().pids());
+        }
+        pids
+    }
+
+    fn loop_slots(&self) -> usize {
+        self.loops.as_ref().map_or(0, |loops| loops.slots().capacity())
+    }
+
+    fn idle_loops(&self) -> usize {
+        self.loops.as_ref().map_or(0, |loops| loops.slots().idle())
+    }
+
+    fn submit_to_loop(&mut self, job: Job) -> Result<(SlotId, u32), Box<Job>> {
+        match &self.loops {
+            Some(loops) => loops.slots().submit(Box::new(job)),
+            None => Err(Box::new(job)),
+        }
     }
 
     fn submit(&mut self, job: Job) -> Result<(SlotId, u32), Box<Job>> {
@@ -316,6 +397,11 @@ impl Pool for Processes {
 
     fn interrupt(&mut self, job: JobId, how: Interrupt) {
         if !self.interrupts() {
+            return;
+        }
+        if let Some(loops) = &self.loops
+            && loops.slots().cancel(job, how, Instant::now() + TERMINATE_GRACE)
+        {
             return;
         }
         if self.kind.is_green() {
@@ -343,14 +429,14 @@ impl Pool for Processes {
     }
 
     fn stored(&mut self, store: StoreId, error: Option<String>) {
-        let link = self.shared.slots().waiting(store);
+        let link = self.waiting(store);
         if let Some(link) = link {
             link.send(&ToChild::Stored { serial: store.serial, error });
         }
     }
 
     fn counted(&mut self, store: StoreId, counted: Counted) {
-        let link = self.shared.slots().waiting(store);
+        let link = self.waiting(store);
         if let Some(link) = link {
             link.send(&ToChild::Counted { serial: store.serial, counted });
         }
@@ -387,11 +473,17 @@ impl Pool for Processes {
         // The zygote carries out its orders one after the other: what is forked from now on has the modules.
         let _ = self.shared.commands.send(Command::Reload(reload));
         self.shared.slots().restart();
+        if let Some(loops) = &self.loops {
+            loops.slots().restart();
+        }
         Ok(())
     }
 
     fn stop(&mut self, deadline: Instant) {
         self.shared.slots().stop(deadline);
+        if let Some(loops) = &self.loops {
+            loops.slots().stop(deadline);
+        }
         self.shared.stopping.cancel();
     }
 }

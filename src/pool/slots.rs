@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::ipc::FromChild;
+use super::ipc::{FromChild, ToChild};
+use super::loops::{self, Cancelled};
 use super::process::Link;
 use super::wear::{FIRST_LEAD, Gauge, Wear, Weight};
 use super::zygote::{Number, human_status};
@@ -44,6 +45,8 @@ struct Child {
     lanes: Vec<Option<Box<Job>>>,
     /// The job that it was given last, while nothing else was written to it.
     last: Option<JobId>,
+    /// Jobs of an event loop that were cancelled and have not ended.
+    cancelled: Cancelled,
     gauge: Gauge,
     scale: Scale,
     /// A spare is to be there when it leaves.
@@ -70,6 +73,7 @@ impl Child {
             announced: false,
             lanes: (0..lanes).map(|_| None).collect(),
             last: None,
+            cancelled: Cancelled::default(),
             gauge: Gauge::new(now),
             scale: Scale::Off,
             wants_spare: false,
@@ -87,7 +91,8 @@ impl Child {
 
     /// Whether it can be given jobs again once it is free.
     fn is_fit(&self) -> bool {
-        self.phase == Phase::Up && self.doom.is_none() && self.signals == 0 && self.scale != Scale::Held
+        let held = self.signals > 0 || !self.cancelled.is_empty() || self.scale == Scale::Held;
+        self.phase == Phase::Up && self.doom.is_none() && !held
     }
 }
 
@@ -97,7 +102,7 @@ enum Scale {
     Off,
     /// In the middle of a task.
     Timer,
-    /// After a task: no job is given out until it is known.
+    /// After a task: what that has left free takes no job until it is known.
     Held,
 }
 
@@ -136,6 +141,8 @@ const SPARE: SlotId = 1 << 31;
 /// The pool's books.
 pub(super) struct Slots {
     lanes: u32,
+    /// The children run event loops: see `loops.rs`.
+    looped: bool,
     wear: Wear,
     /// Those that have the slots of their place.
     children: BTreeMap<u32, Child>,
@@ -160,6 +167,7 @@ impl Slots {
     pub(super) fn new(places: u32, lanes: u32, wear: Wear) -> Self {
         Self {
             lanes,
+            looped: false,
             wear,
             children: BTreeMap::new(),
             spares: BTreeMap::new(),
@@ -171,6 +179,12 @@ impl Slots {
             jobs: HashMap::new(),
             unread: VecDeque::new(),
         }
+    }
+
+    /// Books of children that run event loops.
+    pub(super) fn of_loops(places: u32, lanes: u32, wear: Wear) -> Self {
+        let places = loops::places(places).map(|index| (index, true)).collect();
+        Self { looped: true, places, ..Self::new(0, lanes.max(1), wear) }
     }
 
     pub(super) fn capacity(&self) -> usize {
@@ -265,7 +279,8 @@ impl Slots {
 
     /// Gives a job to an idle slot; gives it back when none is.
     pub(super) fn submit(&mut self, job: Box<Job>) -> Result<(SlotId, u32), Box<Job>> {
-        match self.idle.pop() {
+        let slot = if self.looped { loops::least(&mut self.idle, self.lanes) } else { self.idle.pop() };
+        match slot {
             Some(slot) => self.assign(slot, job),
             None => Err(job),
         }
@@ -281,6 +296,7 @@ impl Slots {
         self.jobs.insert(job.id, slot);
         child.last = Some(job.id);
         child.lanes[(slot % self.lanes) as usize] = Some(job);
+        let pid = child.pid;
         // What it runs may be its last: nothing else is asked for here, where every job passes.
         if wear.tasks.is_some() && !child.wants_spare {
             child.wants_spare = child.gauge.wears_out(child.running(), lead, &wear, Instant::now());
@@ -288,12 +304,18 @@ impl Slots {
                 link.wake();
             }
         }
-        Ok((slot, child.pid))
+        // Many run on a loop: its last is known when it is given, not when so many have ended.
+        if self.looped && child.gauge.is_spent(child.running(), &wear) {
+            child.gone.get_or_insert(Gone::Tasks);
+            self.leave(slot / self.lanes, Leave::Recycle);
+        }
+        Ok((slot, pid))
     }
 
-    /// A slot can take a job.
+    /// A slot can take a job, unless its child was given its last with the one before.
     fn free(&mut self, slot: SlotId) {
-        if self.closed.contains(&slot) {
+        let up = self.children.get(&(slot / self.lanes)).is_some_and(|child| child.phase == Phase::Up);
+        if !up || self.closed.contains(&slot) {
             return;
         }
         if let Some(job) = self.unread.pop_front() {
@@ -358,21 +380,18 @@ impl Slots {
 
     /// The slots of a place whose child is up are there.
     fn open(&mut self, index: u32, events: &mut Vec<Event>) {
-        let slots = self.slots(index);
         let Some(child) = self.children.get_mut(&index) else { return };
         if child.phase != Phase::Up || std::mem::replace(&mut child.announced, true) {
             return;
         }
         let pid = child.pid;
-        for slot in slots {
-            self.free(slot);
-            events.push(Event::Up { slot, pid });
-        }
+        self.slots(index).for_each(|slot| self.free(slot));
+        events.extend(self.announced(index).map(|slot| Event::Up { slot, pid }));
     }
 
     /// A child that leaves and runs nothing makes way for the spare, or for the next that will be forked.
     fn settle(&mut self, index: u32, events: &mut Vec<Event>) {
-        let slots = self.slots(index);
+        let slots = self.announced(index);
         if let Some(child) = self.children.get_mut(&index)
             && child.phase == Phase::Leaving
         {
@@ -396,9 +415,17 @@ impl Slots {
         let Some(slot) = self.jobs.remove(&job) else { return };
         // A child that reports itself lost is on its way out.
         let lost = matches!(outcome, Outcome::WorkerLost { .. });
-        events.push(Event::Ended { job, outcome });
         let (wear, lanes, lead) = (self.wear, self.lanes, self.lead);
         let Some(child) = self.children.get_mut(&index) else { return };
+        let held = !child.cancelled.is_empty();
+        let outcome = child.cancelled.ended(job, outcome);
+        events.push(Event::Ended { job, outcome });
+        if held {
+            child.kill_at = [child.cancelled.kill_at(), self.deadline].into_iter().flatten().min();
+            if let Some(link) = &child.link {
+                link.wake();
+            }
+        }
         let ran = child.lanes[(slot % lanes) as usize].take();
         child.gauge.ended();
         if child.phase != Phase::Up {
@@ -420,7 +447,9 @@ impl Slots {
         if wear.tasks.is_some() {
             child.wants_spare |= child.gauge.wears_out(child.running(), lead, &wear, Instant::now());
         }
-        if child.is_fit() {
+        if held {
+            self.free_all(index);
+        } else if child.is_fit() {
             self.free(slot);
         }
     }
@@ -452,7 +481,7 @@ impl Slots {
         weight: Option<Weight>,
         events: &mut Vec<Event>,
     ) {
-        let (wear, lead) = (self.wear, self.lead);
+        let (wear, lead, looped) = (self.wear, self.lead, self.looped);
         let Some(child) = self.children.get_mut(&index).filter(|child| child.number == number) else {
             return;
         };
@@ -463,27 +492,33 @@ impl Slots {
             tell_heavy(child, weight.kib(), most);
         }
         child.wants_spare |= child.gauge.wears_out(child.running(), lead, &wear, Instant::now());
-        if child.phase == Phase::Up && child.gauge.is_worn(&wear) && child.running() == 0 {
+        // A loop ends what it runs and is given nothing more: it may never be without a job.
+        let may_leave = looped || child.running() == 0;
+        if child.phase == Phase::Up && child.gauge.is_worn(&wear) && may_leave {
             child.gone = Some(worn(child));
             self.leave(index, Leave::Recycle);
             self.settle(index, events);
         } else {
-            self.free_all(index, events);
+            self.release(index, events);
         }
     }
 
-    /// Slots of a fit child that run nothing can take jobs: the worker is told, which was waiting for them.
-    fn free_all(&mut self, index: u32, events: &mut Vec<Event>) {
+    /// Slots that were held back can take jobs: the worker is told, which was waiting for them.
+    fn release(&mut self, index: u32, events: &mut Vec<Event>) {
+        let freed = self.free_all(index);
+        let told = freed.into_iter().take(if self.looped { 1 } else { usize::MAX });
+        events.extend(told.map(|slot| Event::Idle { slot }));
+    }
+
+    /// Slots of a fit child that run nothing can take jobs; says which could not before.
+    fn free_all(&mut self, index: u32) -> Vec<SlotId> {
         let first = index * self.lanes;
-        let Some(child) = self.children.get(&index).filter(|child| child.is_fit()) else { return };
-        let free: Vec<SlotId> =
+        let Some(child) = self.children.get(&index).filter(|child| child.is_fit()) else { return Vec::new() };
+        let mut free: Vec<SlotId> =
             (first..).zip(&child.lanes).filter(|(_, job)| job.is_none()).map(|(slot, _)| slot).collect();
-        for slot in free {
-            if !self.idle.contains(&slot) {
-                self.free(slot);
-                events.push(Event::Idle { slot });
-            }
-        }
+        free.retain(|slot| !self.idle.contains(slot));
+        free.iter().for_each(|slot| self.free(*slot));
+        free
     }
 
     /// Tells a child to leave: its slots are gone until its replacement is up.
@@ -503,6 +538,12 @@ impl Slots {
 
     fn slots(&self, index: u32) -> Range<SlotId> {
         index * self.lanes..(index + 1) * self.lanes
+    }
+
+    /// The slots of a child that are told of: one for all of an event loop.
+    fn announced(&self, index: u32) -> Range<SlotId> {
+        let slots = self.slots(index);
+        if self.looped { slots.start..slots.start + 1 } else { slots }
     }
 
     /// Tells of slots that were taken away since the last call.
@@ -527,6 +568,7 @@ impl Slots {
     pub(super) fn killed(&mut self, index: u32, number: Number) -> bool {
         let Some(child) = self.child(index, number) else { return false };
         child.kill_at = None;
+        child.cancelled.log(child.pid, child.lanes.iter().flatten().count());
         child.phase == Phase::Starting
     }
 
@@ -534,7 +576,7 @@ impl Slots {
     pub(super) fn signalled(&mut self, index: u32, number: Number, events: &mut Vec<Event>) {
         let Some(child) = self.child(index, number) else { return };
         child.signals = child.signals.saturating_sub(1);
-        self.free_all(index, events);
+        self.release(index, events);
     }
 
     /// What the child runs, as messages name it.
@@ -563,7 +605,7 @@ impl Slots {
         if self.child(index, number).is_none() {
             return false;
         }
-        let Some(child) = self.children.remove(&index) else { return false };
+        let Some(mut child) = self.children.remove(&index) else { return false };
         let slots = self.slots(index);
         self.idle.retain(|slot| !slots.contains(slot));
         let gone = match child.phase {
@@ -576,13 +618,13 @@ impl Slots {
         let status = human_status(code);
         for job in child.lanes.into_iter().flatten() {
             self.jobs.remove(&job.id);
+            let doom = child.cancelled.remove(job.id).or_else(|| child.doom.clone());
             // Never seen by the child: not its victim.
-            if unread && child.last == Some(job.id) && child.doom.is_none() && self.deadline.is_none() {
+            if unread && child.last == Some(job.id) && doom.is_none() && self.deadline.is_none() {
                 self.unread.push_back(job);
                 continue;
             }
-            let outcome =
-                child.doom.clone().unwrap_or_else(|| Outcome::WorkerLost { status: status.clone() });
+            let outcome = doom.unwrap_or_else(|| Outcome::WorkerLost { status: status.clone() });
             events.push(Event::Ended { job: job.id, outcome });
         }
         if !self.unread.is_empty()
@@ -591,7 +633,7 @@ impl Slots {
             self.free(slot);
         }
         if child.announced {
-            events.extend(slots.map(|slot| Event::Down { slot }));
+            events.extend(self.announced(index).map(|slot| Event::Down { slot }));
         }
         events.extend(gone.map(Event::Gone));
         self.settle(index, events);
@@ -619,6 +661,28 @@ impl Slots {
             link.wake();
         }
         Some(child.number)
+    }
+
+    /// Has the event loop that runs a job cancel it, and kills its child at `kill_at` if the job has not ended. `false`:
+    /// no loop of these books runs it.
+    pub(super) fn cancel(&mut self, job: JobId, how: Interrupt, kill_at: Instant) -> bool {
+        if !self.looped {
+            return false;
+        }
+        let Some(index) = self.jobs.get(&job).map(|slot| slot / self.lanes) else { return false };
+        let slots = self.slots(index);
+        let Some(child) = self.children.get_mut(&index) else { return false };
+        let Some(link) = child.link.clone() else { return false };
+        child.last = None;
+        let soft = how == Interrupt::SoftLimit;
+        if child.cancelled.add(job, how, kill_at) {
+            // What it would be given now might die with it.
+            self.idle.retain(|slot| !slots.contains(slot));
+            child.kill_at = child.cancelled.kill_at().into_iter().chain(child.kill_at).min();
+        }
+        link.send(&ToChild::Cancel { job, soft });
+        link.wake();
+        true
     }
 
     /// The child that waits for a store.
@@ -701,10 +765,13 @@ impl Slots {
 
 fn tell_heavy(child: &Child, used: u64, most: u64) {
     let running = child.lanes.iter().flatten().next().map(|job| shown(job));
-    let (task, when) = match (&running, &child.ran) {
-        (Some(task), _) => (task.as_str(), "it is replaced when the task has ended"),
-        (None, Some(task)) => (task.as_str(), "it is replaced"),
-        (None, None) => ("no task", "it is replaced"),
+    let (task, when) = match (running, child.running(), &child.ran) {
+        (Some(task), 1, _) => (task, "it is replaced when the task has ended"),
+        (Some(task), count, _) => {
+            (format!("{task} and {} others", count - 1), "it is replaced when they have ended")
+        }
+        (None, _, Some(task)) => (task.clone(), "it is replaced"),
+        (None, _, None) => ("no task".to_owned(), "it is replaced"),
     };
     let (pid, bytes) = (child.pid, used.saturating_mul(1024));
     tracing::warn!(

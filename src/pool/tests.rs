@@ -171,6 +171,8 @@ fn config(concurrency: u32) -> PoolConfig {
         max_tasks_per_child: None,
         max_memory_per_child: None,
         proc_alive_timeout: 60.0,
+        loops: 0,
+        async_concurrency: 0,
     }
 }
 
@@ -835,4 +837,179 @@ async fn it_is_told_why_a_child_ended_once_and_not_of_those_that_were_told_to_go
     while let Some(event) = timeout(PATIENCE, stage.events.recv()).await.unwrap() {
         assert!(!matches!(event, Event::Gone(_)), "{event:?}");
     }
+}
+
+// --- event loops ---
+
+fn loops(count: u32, lanes: u32) -> PoolConfig {
+    PoolConfig { loops: count, async_concurrency: lanes, ..config(0) }
+}
+
+async fn loop_up(stage: &mut Stage) -> FakeChild {
+    let child = stage.zygote.child().await;
+    assert!(matches!(stage.event().await, Some(Event::Up { .. })), "told once for all its slots");
+    child
+}
+
+#[tokio::test]
+async fn a_loop_runs_many_jobs_and_an_interrupt_reaches_one_of_them() {
+    let mut stage = Stage::new(&loops(1, 3));
+    let mut child = loop_up(&mut stage).await;
+    assert_eq!((stage.pool.idle(), stage.pool.idle_loops(), stage.pool.loop_slots()), (0, 3, 3));
+    for id in 1..=3 {
+        stage.pool.submit_to_loop(job(id)).unwrap();
+        assert_eq!(child.hears_job().await.id, id);
+    }
+    stage.pool.submit_to_loop(job(4)).unwrap_err();
+    child.ends(3, success()).await;
+    assert_eq!(stage.ended().await, (3, success()));
+    stage.pool.interrupt(1, Interrupt::SoftLimit);
+    assert!(matches!(child.hears().await, ToChild::Cancel { job: 1, soft: true }));
+    assert_eq!(stage.pool.idle_loops(), 1, "a soft limit holds nothing back");
+    stage.pool.interrupt(2, Interrupt::HardLimit(2.5));
+    assert!(matches!(child.hears().await, ToChild::Cancel { job: 2, soft: false }));
+    assert_eq!(stage.pool.idle_loops(), 0, "what is given now might die with the child");
+    child.ends(2, Outcome::Terminated).await;
+    assert_eq!(stage.ended().await, (2, Outcome::TimedOut { limit: 2.5 }));
+    assert_eq!(stage.pool.idle_loops(), 2);
+    child.ends(1, success()).await;
+    assert_eq!(stage.ended().await, (1, success()));
+}
+
+#[tokio::test]
+async fn a_job_that_does_not_end_takes_its_loop_along_and_each_job_is_accounted_for() {
+    let mut stage = Stage::new(&loops(1, 3));
+    let mut child = loop_up(&mut stage).await;
+    for id in 1..=3 {
+        stage.pool.submit_to_loop(job(id)).unwrap();
+        child.hears_job().await;
+    }
+    stage.pool.interrupt(2, Interrupt::Terminate(15));
+    assert_eq!(stage.zygote.signal(&child).await, (9, true));
+    stage.zygote.died(child, -9).await;
+    let mut ended = vec![stage.ended().await, stage.ended().await, stage.ended().await];
+    ended.sort_by_key(|(id, _)| *id);
+    let lost = || Outcome::WorkerLost { status: "signal 9 (SIGKILL)".into() };
+    assert_eq!(ended, [(1, lost()), (2, Outcome::Terminated), (3, lost())]);
+    stage.down().await;
+    loop_up(&mut stage).await;
+}
+
+#[tokio::test]
+async fn a_worn_loop_is_given_its_last_job_and_then_ends_all_of_them() {
+    let mut stage = Stage::new(&PoolConfig { max_tasks_per_child: Some(2), ..loops(1, 3) });
+    let mut child = loop_up(&mut stage).await;
+    for id in 1..=2 {
+        stage.pool.submit_to_loop(job(id)).unwrap();
+        assert_eq!(child.hears_job().await.id, id);
+    }
+    stage.pool.submit_to_loop(job(3)).unwrap_err();
+    assert!(matches!(child.hears().await, ToChild::Recycle));
+    stage.down().await;
+    for id in 1..=2 {
+        child.ends(id, success()).await;
+        assert_eq!(stage.ended().await, (id, success()));
+    }
+    let mut next = loop_up(&mut stage).await;
+    stage.pool.submit_to_loop(job(3)).unwrap();
+    assert_eq!(next.hears_job().await.id, 3);
+}
+
+#[tokio::test]
+async fn a_loop_has_a_spare_that_takes_over_when_all_that_it_runs_has_ended() {
+    let mut stage = Stage::new(&PoolConfig { max_tasks_per_child: Some(2), ..loops(1, 3) });
+    let mut child = loop_up(&mut stage).await;
+    for id in 1..=2 {
+        stage.pool.submit_to_loop(job(id)).unwrap();
+    }
+    assert_eq!(stage.gone().await, Gone::Tasks);
+    // It comes up while they run, and waits.
+    let mut spare = stage.zygote.child().await;
+    for id in 1..=2 {
+        assert_eq!(stage.pool.idle_loops(), 0);
+        child.ends(id, success()).await;
+        assert_eq!(stage.ended().await, (id, success()));
+    }
+    let slot = loops::FIRST_PLACE * 3;
+    assert!(matches!(stage.event().await, Some(Event::Up { slot: up, pid: 1002 }) if up == slot));
+    assert_eq!(stage.pool.idle_loops(), 3);
+    stage.pool.submit_to_loop(job(3)).unwrap();
+    assert_eq!(spare.hears_job().await.id, 3);
+}
+
+#[tokio::test]
+async fn a_job_that_a_loop_never_read_counts_for_the_loop_that_it_goes_to() {
+    let mut stage = Stage::new(&PoolConfig { max_tasks_per_child: Some(2), ..loops(1, 3) });
+    let child = loop_up(&mut stage).await;
+    stage.pool.submit_to_loop(job(1)).unwrap();
+    child.socket.readable().await.unwrap();
+    stage.zygote.died(child, -9).await;
+    stage.down().await;
+    let mut next = loop_up(&mut stage).await;
+    assert_eq!(next.hears_job().await.id, 1);
+    assert_eq!(stage.pool.idle_loops(), 2);
+    stage.pool.submit_to_loop(job(2)).unwrap();
+    assert_eq!(next.hears_job().await.id, 2);
+    assert!(matches!(next.hears().await, ToChild::Recycle));
+    assert_eq!(stage.pool.idle_loops(), 0);
+}
+
+/// A loop that the kernel knows: this process.
+async fn weighed_loop(most: u64) -> (Stage, FakeChild) {
+    let mut stage = Stage::new(&PoolConfig { max_memory_per_child: Some(most), ..loops(1, 3) });
+    let pid = std::process::id();
+    let mut child = stage.zygote.forks_as(Some(pid)).await;
+    child.says(FromChild::Up { pid }).await;
+    assert!(matches!(stage.event().await, Some(Event::Up { .. })));
+    (stage, child)
+}
+
+#[tokio::test]
+async fn a_loop_above_the_memory_limit_is_given_no_more_and_ends_what_it_runs() {
+    let (mut stage, mut child) = weighed_loop(100).await;
+    for id in 1..=2 {
+        stage.pool.submit_to_loop(job(id)).unwrap();
+        assert_eq!(child.hears_job().await.id, id);
+    }
+    child.ends(1, success()).await;
+    assert_eq!(stage.ended().await, (1, success()));
+    assert_eq!(stage.gone().await, Gone::Memory);
+    assert!(matches!(child.hears().await, ToChild::Recycle));
+    assert_eq!(stage.pool.idle_loops(), 0);
+    let mut spare = stage.zygote.child().await;
+    child.ends(2, success()).await;
+    assert_eq!(stage.ended().await, (2, success()));
+    assert!(matches!(stage.event().await, Some(Event::Up { pid: 1002, .. })));
+    stage.pool.submit_to_loop(job(3)).unwrap();
+    assert_eq!(spare.hears_job().await.id, 3);
+}
+
+#[tokio::test]
+async fn a_loop_below_the_memory_limit_has_all_its_slots_again_when_it_was_weighed() {
+    let (mut stage, mut child) = weighed_loop(1 << 40).await;
+    for id in 1..=2 {
+        stage.pool.submit_to_loop(job(id)).unwrap();
+    }
+    stage.pool.interrupt(1, Interrupt::HardLimit(2.5));
+    child.ends(1, Outcome::Terminated).await;
+    assert_eq!(stage.ended().await, (1, Outcome::TimedOut { limit: 2.5 }));
+    assert!(matches!(stage.event().await, Some(Event::Idle { .. })), "told once for all of them");
+    assert_eq!(stage.pool.idle_loops(), 2);
+    child.ends(2, success()).await;
+    assert_eq!(stage.ended().await, (2, success()));
+    assert!(matches!(stage.event().await, Some(Event::Idle { .. })));
+    assert_eq!(stage.pool.idle_loops(), 3);
+}
+
+#[tokio::test]
+async fn a_loop_is_replaced_with_all_others_when_the_pool_is_restarted() {
+    let mut stage = Stage::new(&loops(1, 3));
+    let mut child = loop_up(&mut stage).await;
+    stage.pool.submit_to_loop(job(1)).unwrap();
+    assert_eq!(child.hears_job().await.id, 1);
+    stage.pool.restart(Reload::default()).unwrap();
+    assert!(matches!(child.hears().await, ToChild::Recycle));
+    stage.down().await;
+    child.ends(1, success()).await;
+    assert_eq!(stage.ended().await, (1, success()));
 }

@@ -94,15 +94,17 @@ impl Gauge {
         self.heavy || wear.tasks.is_some_and(|most| self.ended >= most)
     }
 
+    /// Whether it has run, or runs, all the tasks that it may.
+    pub(super) fn is_spent(&self, running: u32, wear: &Wear) -> bool {
+        wear.tasks.is_some_and(|most| self.ended + running >= most)
+    }
+
     /// Whether it will be worn out with the tasks that it runs, or by the time that another could be up.
     pub(super) fn wears_out(&self, running: u32, lead: Duration, wear: &Wear, now: Instant) -> bool {
-        if self.heavy {
+        if self.heavy || self.is_spent(running, wear) {
             return true;
         }
         let begun = self.ended + running;
-        if wear.tasks.is_some_and(|most| begun >= most) {
-            return true;
-        }
         if self.ended == 0 {
             return false;
         }

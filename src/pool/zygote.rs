@@ -40,7 +40,14 @@ pub struct ZygoteHandle {
 #[derive(Debug)]
 pub(super) enum Command {
     /// Forks a child for the place `index` of the pool.
-    Fork { number: Number, index: u32, socket: OwnedFd, reports: mpsc::UnboundedSender<Report> },
+    Fork {
+        number: Number,
+        index: u32,
+        /// Whether it runs an event loop.
+        looped: bool,
+        socket: OwnedFd,
+        reports: mpsc::UnboundedSender<Report>,
+    },
     /// Signals a child, with its whole process group where it leads one.
     Signal { number: Number, signal: i32, scope: Scope },
     /// Loads modules, for the children that it forks later.
@@ -149,9 +156,9 @@ impl Orders {
 
     async fn give(&mut self, command: Command) -> io::Result<()> {
         match command {
-            Command::Fork { number, index, socket, reports } => {
+            Command::Fork { number, index, looped, socket, reports } => {
                 lock(&self.owners).insert(number, reports);
-                let bytes = record(1, number, index, 0);
+                let bytes = record(1, number, index, i32::from(looped));
                 let control: &UnixStream = self.socket.as_ref();
                 let sent = control
                     .async_io(Interest::WRITABLE, || {

@@ -4,10 +4,13 @@
 //! let go around every wait. A read that a signal interrupts runs the Python handlers and goes on; a write never
 //! does, because a frame must not be cut in half by a handler that raises.
 //!
+//! With an event loop (`looped`) nothing waits here: the loop watches the descriptor and takes what came, frames are
+//! kept until it flushes them once a turn, and a question is answered with its number.
+//!
 //! Where tasks are greenlets nothing of this is done by their thread (`green.rs`).
 
 use std::collections::{HashMap, VecDeque};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,7 +19,7 @@ use bytes::{Bytes, BytesMut};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString, PyTuple};
-use rustix::net::{SendFlags, send};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::green::{Hub, read_some, write_some};
 use crate::backend::{Counted, Part, Record};
@@ -42,6 +45,8 @@ pub(super) struct ChildPipe {
     arrived: Condvar,
     writing: Mutex<BytesMut>,
     serial: AtomicU64,
+    /// The process runs an event loop.
+    looped: bool,
     /// Where tasks are greenlets.
     hub: Option<Hub>,
     /// The process that it belongs to.
@@ -57,6 +62,8 @@ struct Inbox {
     /// Answers, and who waits for one.
     stored: HashMap<u64, Option<Answer>>,
     counted: HashMap<u64, Counted>,
+    /// What an event loop takes beside jobs.
+    looped: Option<ForLoop>,
     leave: Option<i32>,
     closed: bool,
     reading: bool,
@@ -73,6 +80,29 @@ struct Inbox {
 struct News {
     answered: Vec<u64>,
     interrupts: Vec<(u64, Option<f64>)>,
+}
+
+/// What came for an event loop, in order.
+#[derive(Default)]
+struct ForLoop {
+    stored: Vec<(u64, Answer)>,
+    counted: Vec<(u64, Tally)>,
+    interrupts: Vec<(u64, bool)>,
+}
+
+/// The answer of the script that counts members of chords.
+type Tally = (i64, Option<i64>, Option<i64>, bool);
+
+fn tally(counted: Counted) -> Tally {
+    let Counted { ready, added, size, sends } = counted;
+    (ready, added, size, sends)
+}
+
+/// An answer, or where there is an event loop the number under which it will come.
+#[derive(IntoPyObject)]
+enum Reply<T> {
+    Now(T),
+    Later(u64),
 }
 
 /// The supervisor's answer to a store: nothing, or what went wrong.
@@ -134,6 +164,10 @@ impl Inbox {
                     wake = wake.and_one();
                 }
                 Ok(ToChild::Stored { serial, error }) => {
+                    if let Some(looped) = &mut self.looped {
+                        looped.stored.push((serial, error));
+                        continue;
+                    }
                     // Nobody waits any more when a soft limit was raised meanwhile.
                     if let Some(answer) = self.stored.get_mut(&serial) {
                         *answer = Some(error);
@@ -142,11 +176,21 @@ impl Inbox {
                     wake = Wake::All;
                 }
                 Ok(ToChild::Counted { serial, counted }) => {
+                    if let Some(looped) = &mut self.looped {
+                        looped.counted.push((serial, tally(counted)));
+                        continue;
+                    }
                     if self.stored.contains_key(&serial) {
                         self.counted.insert(serial, counted);
                     }
                     self.news.answered.push(serial);
                     wake = Wake::All;
+                }
+                // Other children are signalled.
+                Ok(ToChild::Cancel { job, soft }) => {
+                    if let Some(looped) = &mut self.looped {
+                        looped.interrupts.push((job, soft));
+                    }
                 }
                 Ok(ToChild::Interrupt { job, limit }) => self.news.interrupts.push((job, limit)),
                 Ok(ToChild::Stop) => (self.leave, wake) = (Some(STOP), Wake::All),
@@ -259,6 +303,10 @@ impl ChildPipe {
     /// Writes a frame, and those held back before it.
     fn write(&self, py: Python<'_>, frame: &FromChild) -> PyResult<()> {
         self.own_process()?;
+        if self.looped {
+            frame.encode(&mut self.writing());
+            return Ok(());
+        }
         if let Some(hub) = self.hub.as_ref().filter(|hub| hub.is_here()) {
             return self.write_at_once(py, hub, frame);
         }
@@ -316,8 +364,12 @@ impl ChildPipe {
     }
 
     /// Writes a frame with a number of ours and waits for the answer: nothing, or what went wrong.
-    fn ask(&self, py: Python<'_>, frame: impl FnOnce(u64) -> FromChild) -> PyResult<Answer> {
+    fn ask(&self, py: Python<'_>, frame: impl FnOnce(u64) -> FromChild) -> PyResult<Reply<Answer>> {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.looped {
+            self.write(py, &frame(serial))?;
+            return Ok(Reply::Later(serial));
+        }
         self.inbox().stored.insert(serial, None);
         self.write(py, &frame(serial))?;
         let answer = self.wait_for(py, serial, |inbox| match inbox.stored.get_mut(&serial)?.take() {
@@ -325,7 +377,27 @@ impl ChildPipe {
             None => inbox.closed.then(|| Some("the worker is gone".to_owned())),
         });
         self.inbox().stored.remove(&serial);
-        answer
+        answer.map(Reply::Now)
+    }
+
+    /// Reads what is there.
+    fn receive(&self) {
+        let mut inbox = self.inbox();
+        let mut chunk = std::mem::take(&mut inbox.chunk);
+        chunk.resize(READ, 0);
+        loop {
+            let read = rustix::io::retry_on_intr(|| recv(&self.socket, &mut chunk[..], RecvFlags::DONTWAIT));
+            match read {
+                Ok((count, _)) if count > 0 => inbox.buffer.extend_from_slice(&chunk[..count]),
+                Err(rustix::io::Errno::AGAIN) => break,
+                Ok(_) | Err(_) => {
+                    inbox.closed = true;
+                    break;
+                }
+            }
+        }
+        inbox.chunk = chunk;
+        inbox.sort();
     }
 
     fn ended(&self, py: Python<'_>, job: u64, outcome: Outcome) -> PyResult<()> {
@@ -349,8 +421,8 @@ impl<'py> FromPyObject<'_, 'py> for Text {
 impl ChildPipe {
     /// Takes the descriptor over. With a `hub` its thread, which calls this, never waits in here.
     #[new]
-    #[pyo3(signature = (fd, *, hub = None))]
-    fn new(fd: i32, hub: Option<Py<PyAny>>) -> PyResult<Self> {
+    #[pyo3(signature = (fd, *, looped = false, hub = None))]
+    fn new(fd: i32, looped: bool, hub: Option<Py<PyAny>>) -> PyResult<Self> {
         if fd < 0 {
             return Err(pyo3::exceptions::PyValueError::new_err("not a descriptor"));
         }
@@ -359,11 +431,16 @@ impl ChildPipe {
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self {
             socket,
-            // Where there is a hub only its thread reads.
-            inbox: Mutex::new(Inbox { reading: hub.is_some(), ..Inbox::default() }),
+            inbox: Mutex::new(Inbox {
+                looped: looped.then(ForLoop::default),
+                // Where there is a hub only its thread reads.
+                reading: hub.is_some(),
+                ..Inbox::default()
+            }),
             arrived: Condvar::new(),
             writing: Mutex::default(),
             serial: AtomicU64::new(0),
+            looped,
             hub: hub.map(Hub::new),
             pid: std::process::id(),
         })
@@ -382,6 +459,33 @@ impl ChildPipe {
             Next::Leave(status) => Ok(Some(status.into_pyobject(py)?.into_any())),
             Next::Closed => Ok(None),
         }
+    }
+
+    /// The descriptor, for an event loop to watch.
+    fn fileno(&self) -> i32 {
+        self.socket.as_raw_fd()
+    }
+
+    /// For an event loop: what has come, without waiting. `(jobs, answers to stores, answers to counts, interrupts, exit
+    /// status to leave with when all is done)`; None when the supervisor is gone.
+    fn collect<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        self.own_process()?;
+        self.receive();
+        let mut inbox = self.inbox();
+        let jobs = inbox.jobs.drain(..).map(|job| job_tuple(py, &job)).collect::<PyResult<Vec<_>>>()?;
+        let ForLoop { stored, counted, interrupts } =
+            inbox.looped.as_mut().map(std::mem::take).unwrap_or_default();
+        if inbox.closed {
+            return Ok(None);
+        }
+        (jobs, stored, counted, interrupts, inbox.leave).into_pyobject(py).map(Some)
+    }
+
+    /// Writes the frames that an event loop has kept.
+    fn flush_kept(&self, py: Python<'_>) -> PyResult<()> {
+        self.own_process()?;
+        py.detach(|| self.write_out(&mut self.writing()));
+        Ok(())
     }
 
     /// Reads what is there, for a hub: jobs, numbers of answers, jobs to be ended with the hard limit that each has
@@ -533,7 +637,7 @@ impl ChildPipe {
         as_tuple: bool,
         hold: bool,
         wait: bool,
-    ) -> PyResult<Option<String>> {
+    ) -> PyResult<Reply<Option<String>>> {
         let call = Call { id: task_id, reply_to, args, tuple: as_tuple, kwargs, options };
         let publication = Box::new(target.publication(&call)?);
         if wait {
@@ -547,7 +651,7 @@ impl ChildPipe {
         } else {
             self.write(py, &frame)?;
         }
-        Ok(None)
+        Ok(Reply::Now(None))
     }
 
     /// Has the job counted as a member of its chord, after its result is written; waits for the answer, which is
@@ -558,10 +662,14 @@ impl ChildPipe {
         job: u64,
         keys: Vec<Vec<u8>>,
         arguments: Vec<Vec<u8>>,
-    ) -> PyResult<(i64, Option<i64>, Option<i64>, bool)> {
+    ) -> PyResult<Reply<Tally>> {
         let bytes = |texts: Vec<Vec<u8>>| texts.into_iter().map(Bytes::from).collect();
         let part = Part { keys: bytes(keys), arguments: bytes(arguments) };
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.looped {
+            self.write(py, &FromChild::Part { job, serial, part })?;
+            return Ok(Reply::Later(serial));
+        }
         self.inbox().stored.insert(serial, None);
         self.write(py, &FromChild::Part { job, serial, part })?;
         let answer = self.wait_for(py, serial, |inbox| {
@@ -574,8 +682,7 @@ impl ChildPipe {
             }
         });
         self.inbox().stored.remove(&serial);
-        let Counted { ready, added, size, sends } = answer?.map_err(PyRuntimeError::new_err)?;
-        Ok((ready, added, size, sends))
+        answer?.map(|counted| Reply::Now(tally(counted))).map_err(PyRuntimeError::new_err)
     }
 
     /// Has a result written. With `wait` this returns when it is, or with what went wrong.
@@ -596,7 +703,7 @@ impl ChildPipe {
         content_type: String,
         content_encoding: String,
         wait: bool,
-    ) -> PyResult<Option<String>> {
+    ) -> PyResult<Reply<Option<String>>> {
         let record = Record {
             task_id: task_id.0,
             state: state.0,
@@ -609,12 +716,12 @@ impl ChildPipe {
         if !wait {
             // The outcome follows within microseconds: one write, one wake-up of the supervisor for both.
             FromChild::Store { job, confirm: None, record }.encode(&mut self.writing());
-            return Ok(None);
+            return Ok(Reply::Now(None));
         }
         // Once it leaves, its place in the pool is another's: nobody would answer.
         if job == 0 && self.inbox().leave.is_some() {
             self.write(py, &FromChild::Store { job, confirm: None, record })?;
-            return Ok(None);
+            return Ok(Reply::Now(None));
         }
         self.ask(py, |serial| FromChild::Store { job, confirm: Some(serial), record })
     }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::consumer::Consumer;
+use super::ready::Lane;
 use super::shutdown::Phase;
 use crate::config::AutoscaleConfig;
 
@@ -89,9 +90,10 @@ impl Autoscaler {
 }
 
 impl Consumer {
-    /// Tasks that the worker has taken up and not done yet.
+    /// Tasks that the worker has taken up and not done yet, but for those of event loops, which need no process.
     fn reserved(&self) -> usize {
-        self.jobs.active().count() + self.ready.len() + self.desk.running() + self.desk.claims()
+        let running = self.jobs.active().filter(|(_, job)| !job.request.policy.asynchronous).count();
+        running + self.ready.len(Lane::Slot) + self.desk.running() + self.desk.claims()
     }
 
     /// Grows or shrinks the pool when it is time to look.

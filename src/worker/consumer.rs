@@ -1,7 +1,7 @@
 //! The loop: deliveries in, jobs to the pool, outcomes and settlements back. State has this one owner; everything
 //! else sends it messages. It decides through the pure modules beside it and never waits for anything but events.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use super::hosting::Desk;
 use super::jobs::{Jobs, Running};
 use super::link::{Link, LinkEvent};
 use super::neighbours::Neighbours;
+use super::ready::{self, Lane, Ready};
 use super::request::Request;
 use super::results::{Write, Written};
 use super::revoked::{Bounds, RevokedTasks};
@@ -100,7 +101,7 @@ pub(super) struct Consumer {
     pub(super) pool: Box<dyn Pool>,
     pub(super) hooks: Arc<dyn Hooks>,
     pub(super) writes: Option<mpsc::UnboundedSender<Write>>,
-    pub(super) ready: VecDeque<Request>,
+    pub(super) ready: Ready,
     pub(super) waiting: Due<Waiting>,
     /// Parked requests that were asked for: they were received before.
     pub(super) returning: HashSet<Tag>,
@@ -132,6 +133,8 @@ pub(super) struct Consumer {
     pub(super) limited: u32,
     /// The last that the broker was told; none: to fetch nothing.
     told_prefetch: Option<u32>,
+    /// How much of it is for event loops.
+    loop_window: u32,
     started: Instant,
     pub(super) started_at: f64,
     pub(super) stop_until: Option<Instant>,
@@ -170,7 +173,7 @@ impl Consumer {
             pool,
             hooks,
             writes,
-            ready: VecDeque::new(),
+            ready: Ready::default(),
             waiting: Due::default(),
             returning: HashSet::new(),
             rate_limits: RateLimits::default(),
@@ -195,6 +198,7 @@ impl Consumer {
             etas: 0,
             limited: 0,
             told_prefetch: Some(prefetch),
+            loop_window: 0,
             started: Instant::now(),
             started_at: clock::now(),
             stop_until: None,
@@ -379,7 +383,7 @@ impl Consumer {
 
     /// What the broker no longer knows as ours is dropped before it starts; it comes again.
     pub(super) fn drop_unstarted(&mut self) {
-        let mut unstarted: Vec<Request> = self.ready.drain(..).collect();
+        let mut unstarted: Vec<Request> = self.ready.drain();
         for waiting in self.waiting.drain() {
             if let Waiting::Eta(request) | Waiting::Limited(request) = waiting {
                 unstarted.push(*request);
@@ -437,16 +441,22 @@ impl Consumer {
             // What runs, what waits for its time, and what could start now.
             let unsettled = self.jobs.active().filter(|(_, job)| !job.acknowledged).count();
             let unsettled = unsettled + self.desk.unsettled();
-            let started = u32::try_from(unsettled + self.pool.idle()).unwrap_or(u32::MAX);
-            let waiting = self.etas.min(self.config.eta_task_limit.unwrap_or(u32::MAX));
             // Under autoscale there are more slots as soon as there are tasks for them.
-            let slots = self
+            let more = self
                 .autoscaler
                 .as_ref()
                 .map_or(0, |scaler| scaler.max().saturating_sub(self.pool.capacity()));
-            let started = started.saturating_add(u32::try_from(slots).unwrap_or(u32::MAX));
-            let free = self.pool.idle() + slots > self.ready.len() + self.desk.claims();
-            return free.then(|| started.saturating_add(waiting).saturating_add(limited));
+            // Nobody knows what kind comes next: it must be able to start, whichever it is.
+            let idle =
+                (self.pool.idle() + more).saturating_sub(self.ready.len(Lane::Slot) + self.desk.claims());
+            let idle = match self.pool.loop_slots() {
+                0 => idle,
+                _ => idle.min(self.pool.idle_loops().saturating_sub(self.ready.len(Lane::Loop))),
+            };
+            let waiting = self.etas.min(self.config.eta_task_limit.unwrap_or(u32::MAX));
+            let claimed = self.ready.len(Lane::Slot) + self.ready.len(Lane::Loop) + self.desk.claims();
+            let started = u32::try_from(unsettled + claimed + idle).unwrap_or(u32::MAX);
+            return (idle > 0).then(|| started.saturating_add(waiting).saturating_add(limited));
         }
         if self.prefetch == 0 {
             return Some(0);
@@ -456,10 +466,27 @@ impl Consumer {
             Some(limit) => raised.min(limit.max(self.prefetch)),
             None => raised,
         };
-        Some(raised.saturating_add(limited))
+        Some(raised.saturating_add(limited).saturating_add(self.loop_window))
+    }
+
+    /// How many deliveries event loops may hold: what the multiplier says of every slot.
+    fn most_on_loops(&self) -> u32 {
+        let slots = u32::try_from(self.pool.loop_slots()).unwrap_or(u32::MAX);
+        self.config.prefetch_multiplier.saturating_mul(slots)
+    }
+
+    /// How many messages for processes may be fetched on the way to one for a loop, while loops run any. With a multiplier
+    /// of 1, which asks for fairness between workers, no more than there are processes.
+    fn loop_depth(&self) -> u32 {
+        self.prefetch
+            .saturating_add(self.config.prefetch_multiplier.saturating_sub(1).saturating_mul(ready::STEP))
     }
 
     fn tell_prefetch(&mut self) {
+        let jobs = self.jobs.on_loops();
+        let held = self.ready.len(Lane::Loop) + jobs.unsettled;
+        let (most, depth) = (self.most_on_loops(), self.loop_depth());
+        self.loop_window = ready::window(self.loop_window, held, jobs.running, most, depth);
         let wanted = self.wanted_prefetch();
         if wanted == self.told_prefetch || self.shutdown.phase > Phase::Running {
             return;
@@ -479,9 +506,23 @@ impl Consumer {
     /// Gives ready requests to idle slots.
     fn pump(&mut self) {
         self.pump_calls();
+        for lane in Lane::ALL {
+            self.pump_lane(lane);
+        }
+        self.tell_prefetch();
+    }
+
+    fn has_room(&self, lane: Lane) -> bool {
+        match lane {
+            Lane::Slot => self.pool.idle() > self.desk.claims(),
+            Lane::Loop => self.pool.idle_loops() > 0,
+        }
+    }
+
+    fn pump_lane(&mut self, lane: Lane) {
         let tells = self.tells_tasks();
-        while self.pool.idle() > self.desk.claims() && self.unwritten < MOST_UNWRITTEN {
-            let Some(request) = self.ready.pop_front() else { break };
+        while self.has_room(lane) && self.unwritten < MOST_UNWRITTEN {
+            let Some(request) = self.ready.pop(lane) else { break };
             if !self.link.holds(request.handle.tag()) {
                 // The broker took it back while it waited here; it will come again.
                 self.forget(&request);
@@ -494,7 +535,11 @@ impl Consumer {
                 continue;
             }
             let id = self.jobs.next_id();
-            match self.pool.submit(request.job(id, tells)) {
+            let submitted = match lane {
+                Lane::Slot => self.pool.submit(request.job(id, tells)),
+                Lane::Loop => self.pool.submit_to_loop(request.job(id, tells)),
+            };
+            match submitted {
                 Ok((_, pid)) => {
                     let limits = if request.is_untranslated() {
                         (None, None)
@@ -529,6 +574,5 @@ impl Consumer {
                 }
             }
         }
-        self.tell_prefetch();
     }
 }

@@ -181,10 +181,11 @@ impl Consumer {
             self.limited += 1;
             self.waiting.push(turn, Waiting::Limited(Box::new(request)));
         } else {
-            self.ready.push_back(request);
-            if let Some(autoscaler) = &mut self.autoscaler {
+            // What an event loop runs needs no process.
+            if let Some(autoscaler) = self.autoscaler.as_mut().filter(|_| !request.policy.asynchronous) {
                 autoscaler.received(Instant::now());
             }
+            self.ready.push_back(request);
         }
     }
 }

@@ -49,6 +49,15 @@ impl Running {
     }
 }
 
+/// Jobs of event loops.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct OnLoops {
+    /// All.
+    pub(super) running: usize,
+    /// Those that are settled only after they ended.
+    pub(super) unsettled: usize,
+}
+
 /// Which limit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Limit {
@@ -64,6 +73,7 @@ pub(super) struct Jobs {
     running: HashMap<JobId, Running>,
     limits: Due<(JobId, Limit)>,
     last: JobId,
+    on_loops: OnLoops,
 }
 
 impl Jobs {
@@ -82,7 +92,16 @@ impl Jobs {
         if let Some(hard) = hard {
             self.limits.push(now + hard, (id, Limit::Hard(hard)));
         }
+        if job.request.policy.asynchronous {
+            self.on_loops.running += 1;
+            self.on_loops.unsettled += usize::from(job.request.policy.acks_late);
+        }
         self.running.insert(id, job);
+    }
+
+    /// How many of them event loops have.
+    pub(super) fn on_loops(&self) -> OnLoops {
+        self.on_loops
     }
 
     /// When the first limit is due.
@@ -115,7 +134,12 @@ impl Jobs {
 
     /// Takes a job out.
     pub(super) fn remove(&mut self, id: JobId) -> Option<Running> {
-        self.running.remove(&id)
+        let job = self.running.remove(&id)?;
+        if job.request.policy.asynchronous {
+            self.on_loops.running -= 1;
+            self.on_loops.unsettled -= usize::from(job.request.policy.acks_late);
+        }
+        Some(job)
     }
 
     /// The jobs that a child still runs.

@@ -56,7 +56,7 @@ impl Consumer {
     /// Stops fetching and puts everything that has not started back where it came from, in order.
     fn give_back(&mut self) {
         self.link.send(Command::Pause);
-        let mut unstarted: Vec<Request> = self.ready.drain(..).collect();
+        let mut unstarted: Vec<Request> = self.ready.drain();
         for waiting in self.waiting.drain() {
             match waiting {
                 Waiting::Eta(request) | Waiting::Limited(request) => unstarted.push(*request),

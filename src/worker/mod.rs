@@ -19,6 +19,7 @@ mod link;
 mod neighbours;
 mod outcomes;
 mod panel;
+mod ready;
 pub mod request;
 mod results;
 pub mod revoked;

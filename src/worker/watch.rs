@@ -52,7 +52,7 @@ impl Consumer {
             active: count(self.jobs.active().count() + self.desk.running()),
             processes: count(self.pool.pids().len()),
             slots: count(self.slots_up),
-            reserved: count(self.ready.len()) + u64::from(self.limited),
+            reserved: count(self.ready.iter().count()) + u64::from(self.limited),
             scheduled: u64::from(self.etas),
             parked: count(parked),
             unsettled: count(self.link.unsettled()),

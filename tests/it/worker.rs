@@ -215,6 +215,8 @@ pub(crate) fn config(url: String, policy: TaskPolicy, slots: usize) -> Config {
             max_tasks_per_child: None,
             max_memory_per_child: None,
             proc_alive_timeout: 4.0,
+            loops: 0,
+            async_concurrency: 0,
         },
         prefetch_multiplier: 4,
         disable_prefetch: false,

@@ -49,6 +49,7 @@ POLICY = {
     "acks_late": False, "acks_on_failure": True, "acks_on_timeout": True, "reject_on_worker_lost": False,
     "retry_on_worker_lost": False, "time_limit": None, "soft_time_limit": None, "rate_limit": None,
     "rate_limit_text": None, "ignore_result": False, "send_events": True, "hosting": "native",
+    "asynchronous": False,
 }  # fmt: skip
 
 
@@ -112,6 +113,8 @@ def test_the_defaults_are_celery_s(plain):
             "max_tasks_per_child": None,
             "max_memory_per_child": None,
             "proc_alive_timeout": 4.0,
+            "loops": 0,
+            "async_concurrency": 0,
         },
         "prefetch_multiplier": 4,
         "disable_prefetch": False,
@@ -229,6 +232,8 @@ def test_everything_else_is_read_from_the_settings(rich):
         "max_tasks_per_child": 100,
         "max_memory_per_child": 50000,
         "proc_alive_timeout": 9.0,
+        "loops": 0,
+        "async_concurrency": 0,
     }
     assert rich["prefetch_multiplier"] == 2
     assert rich["accept_content"] == ["application/json", "application/x-yaml"]

@@ -1,5 +1,7 @@
 """An app traced by OpenTelemetry, set up as its documentation says: a provider for each child."""
 
+import asyncio
+
 from base import make_app, record
 from celery.signals import worker_process_init
 from opentelemetry import trace
@@ -22,6 +24,9 @@ class Recording(SpanExporter):
                 state=span.attributes.get("celery.state"),
                 id=span.attributes.get("messaging.message.id"),
                 trace=f"{span.context.trace_id:x}",
+                span=f"{span.context.span_id:x}",
+                parent=span.parent and f"{span.parent.span_id:x}",
+                took=(span.end_time - span.start_time) / 1e9,
                 exceptions=[event.name for event in span.events],
             )
         return SpanExportResult.SUCCESS
@@ -48,3 +53,10 @@ def fail():
 @app.task(name="parent_of")
 def parent_of():
     return add.delay(1, 1).id
+
+
+@app.task(name="interleaved", bind=True)
+async def interleaved(self, number, seconds):
+    with trace.get_tracer(__name__).start_as_current_span(self.request.id):
+        await asyncio.sleep(seconds)
+    return add.delay(number, 1).id

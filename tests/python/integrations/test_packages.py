@@ -5,6 +5,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from datetime import datetime
 
 import pytest
 from support.lines import plain
@@ -69,6 +70,54 @@ def test_opentelemetry_loses_no_span_at_any_number_of_tasks_per_child(stage_on, 
     assert len(stage.journal("span", kind="PRODUCER")) == 1
     (of_parent,) = [span["trace"] for span in spans if span["task"] == "parent_of"]
     assert of_parent in [span["trace"] for span in spans if span["task"] == "add"]
+
+
+@pytest.mark.ours
+def test_sentry_tells_interleaved_coroutines_apart(stage_on, kind):
+    stage = stage_on(kind)
+    worker = stage.worker(app="sentry_app")
+    # The later they begin the sooner they end.
+    sent = [stage.send("interleaved", number, (20 - number) / 20) for number in range(20)]
+    for result in sent:
+        until(result.ready, stage.logs)
+    stage.wait_journal("sentry.transaction", count=20)
+    stage.wait_journal("sentry.event", count=10)
+    assert worker.stop() == 0
+    transactions = {line["tags"]["number"]: line for line in stage.journal("sentry.transaction")}
+    assert len(transactions) == 20
+    assert len({line["trace"] for line in transactions.values()}) == 20
+    for number, result in enumerate(sent):
+        line = transactions[str(number)]
+        assert line["status"] == ("internal_error" if number % 2 else "ok")
+        assert line["inner"] == [{"name": result.id, "trace": line["trace"], "parent": line["process"][0]}]
+        assert seconds_between(line["began"], line["ended"]) >= (20 - number) / 20
+    assert {line["task"] for line in stage.journal("sentry.event")} == {"interleaved"}
+    assert sorted(int(line["tags"]["number"]) for line in stage.journal("sentry.event")) == list(range(1, 20, 2))
+
+
+def seconds_between(began, ended):
+    began, ended = (datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ") for text in (began, ended))
+    return (ended - began).total_seconds()
+
+
+@pytest.mark.ours
+def test_opentelemetry_tells_interleaved_coroutines_apart(stage_on, kind):
+    stage = stage_on(kind)
+    worker = stage.worker(app="otel_app")
+    sent = [stage.send("interleaved", number, (20 - number) / 20) for number in range(20)]
+    children = [result.get(timeout=60) for result in sent]
+    for child in children:
+        until(stage.app.AsyncResult(child).ready, stage.logs)
+    assert worker.stop() == 0
+    runs = {span["id"]: span for span in stage.journal("span", kind="CONSUMER")}
+    inner = {span["name"]: span for span in stage.journal("span", kind="INTERNAL")}
+    assert len({runs[result.id]["trace"] for result in sent}) == 20
+    for number, (result, child) in enumerate(zip(sent, children, strict=True)):
+        run = runs[result.id]
+        assert run["took"] >= (20 - number) / 20
+        assert (inner[result.id]["trace"], inner[result.id]["parent"]) == (run["trace"], run["span"])
+        assert runs[child]["trace"] == run["trace"]
+    assert "Failed to detach" not in worker.log
 
 
 def test_a_liveness_probe_beats_while_tasks_run_and_its_files_go_at_the_end(alike):
