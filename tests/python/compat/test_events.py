@@ -92,7 +92,8 @@ def test_a_task_that_is_revoked_limited_or_lost_ends_with_the_same_events(alike,
             watcher.wait(lambda event: event["type"] == "task-received" and event["uuid"] == waiting.id)
             stage.app.control.revoke(running.id, terminate=True, signal="KILL")
             seen = {"terminated": story(watcher, running.id)}
-            dead = stage.send("add", 1, 2, task_id="5f0c1cf2-0000-4000-8000-000000000001", countdown=1)
+            dead = stage.send("add", 1, 2, task_id="5f0c1cf2-0000-4000-8000-000000000001", countdown=3)
+            watcher.wait(lambda event: event["type"] == "task-received" and event["uuid"] == dead.id)
             stage.app.control.revoke(dead.id)
             seen["revoked"] = story(watcher, dead.id)
             limited = stage.send("hard_limited")
