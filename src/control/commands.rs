@@ -1,11 +1,11 @@
-//! One table: command, its alias, kind, arguments and function. Texts and shapes of the replies are Celery 5.7's.
+//! What the commands of the table do. Texts and shapes of the replies are Celery 5.7's.
 
 use std::collections::{HashMap, HashSet};
 
-use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::panel::{Panel, Stage};
+use super::table::{Command, Others, find};
 use super::{Answer, Request, is_true, show};
 use crate::broker::topology::Queue;
 use crate::protocol::{json, repr};
@@ -14,144 +14,6 @@ use crate::worker::revoked::matching;
 
 /// Logger of the commands.
 const LOGGER: &str = "celery.worker.control";
-
-/// Whether a command asks or changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// `celery inspect`.
-    Inspect,
-    /// `celery control`.
-    Control,
-}
-
-/// Which arguments a command takes beside the required ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Others {
-    /// Any; those it does not know are ignored.
-    Any,
-    /// These.
-    Only(&'static [&'static str]),
-}
-
-type Run = fn(&Map<String, Value>, &mut dyn Panel) -> Answer;
-
-/// A row of the table.
-#[derive(Serialize)]
-pub struct Command {
-    /// Its name.
-    pub name: &'static str,
-    /// Its old name.
-    pub alias: Option<&'static str>,
-    /// Asks or changes.
-    pub kind: Kind,
-    required: &'static [&'static str],
-    #[serde(skip)]
-    others: Others,
-    #[serde(skip)]
-    run: Run,
-    #[serde(skip)]
-    help: &'static str,
-}
-
-impl Command {
-    /// Arguments that it cannot do without.
-    pub fn required(&self) -> &'static [&'static str] {
-        self.required
-    }
-
-    /// What it does, and which arguments it takes beside those.
-    pub fn help(&self) -> &'static str {
-        self.help
-    }
-}
-
-const NONE: Others = Others::Only(&[]);
-
-#[rustfmt::skip]
-const fn row(
-    name: &'static str, alias: Option<&'static str>, kind: Kind,
-    required: &'static [&'static str], others: Others, run: Run, help: &'static str,
-) -> Command {
-    Command { name, alias, kind, required, others, run, help }
-}
-
-use Kind::{Control, Inspect};
-use Others::{Any, Only};
-
-/// All commands of our own. Any other is the app's.
-#[rustfmt::skip]
-pub const COMMANDS: &[Command] = &[
-    row("ping", None, Inspect, &[], Any, ping,
-        "Answers `pong`."),
-    row("clock", None, Inspect, &[], Any, clock,
-        "The logical clock."),
-    row("conf", Some("dump_conf"), Inspect, &[], Any, ask,
-        "The app's settings, secrets masked; `with_defaults`: those that were not changed, too."),
-    row("report", None, Inspect, &[], NONE, ask,
-        "Versions and settings, as text."),
-    row("stats", None, Inspect, &[], Any, stats,
-        "Counts of tasks, the pool, the broker, prefetch, resource usage, autoscaler, and what boot steps say of themselves."),
-    row("active", Some("dump_active"), Inspect, &[], Any, active,
-        "Tasks that run; `safe`: arguments as text."),
-    row("reserved", Some("dump_reserved"), Inspect, &[], Any, reserved,
-        "Tasks that wait for a child or for their turn under a rate limit."),
-    row("scheduled", Some("dump_schedule"), Inspect, &[], Any, scheduled,
-        "Tasks that wait for their `eta`."),
-    row("revoked", Some("dump_revoked"), Inspect, &[], Any, revoked,
-        "Ids that are revoked."),
-    row("registered", Some("dump_tasks"), Inspect, &[], Any, registered,
-        "Tasks of the app; `taskinfoitems`: attributes to show, `builtins`: Celery's own, too."),
-    row("memsample", None, Inspect, &[], Any, ask,
-        "Resident memory of the worker's main process (needs psutil)."),
-    row("memdump", None, Inspect, &[], Any, ask,
-        "Such samples since the last one; `samples`: how many."),
-    row("objgraph", None, Inspect, &[], Only(&["num", "max_depth", "type"]), ask,
-        "A drawing of objects in the main process (needs objgraph); `num`, `max_depth`, `type`."),
-    row("query_task", None, Inspect, &["ids"], Any, query_task,
-        "Where tasks of these `ids` are: `active`, `reserved` or `scheduled`."),
-    row("active_queues", None, Inspect, &[], NONE, active_queues,
-        "Queues that are consumed."),
-    row("hello", None, Inspect, &["from_node"], Any, hello,
-        "What a worker that starts asks the others: clock and revoked ids; `revoked`: its own."),
-    row("revoke", None, Control, &["task_id"], Any, revoke,
-        "Tasks of these ids will not run; `terminate` ends running ones with `signal`."),
-    row("revoke_by_stamped_headers", None, Control, &["headers"], Any, revoke_by_stamped_headers,
-        "The same by stamps: a mapping, or `key=value` texts."),
-    row("terminate", None, Control, &["signal", "task_id"], Any, terminate,
-        "`revoke` with `terminate`."),
-    row("rate_limit", None, Control, &["task_name", "rate_limit"], Any, rate_limit,
-        "Changes a task's rate limit, also for tasks that wait under it; 0: none."),
-    row("time_limit", None, Control, &[], Any, time_limit,
-        "Changes a task's limits: `task_name`, `soft`, `hard`, seconds."),
-    row("add_consumer", None, Control, &["queue"], Any, add_consumer,
-        "Consumes one more queue: `exchange`, `exchange_type`, `routing_key`, or one of the app's by its name."),
-    row("cancel_consumer", None, Control, &["queue"], Any, cancel_consumer,
-        "Stops consuming a queue."),
-    row("pool_grow", None, Control, &[], Any, pool_grow,
-        "Adds `n` children (1)."),
-    row("pool_shrink", None, Control, &[], Any, pool_shrink,
-        "Takes `n` children away (1), idle ones first."),
-    row("pool_restart", None, Control, &[], Any, ask,
-        "Replaces the children; `modules` are loaded before, `reload` anew. Needs `worker_pool_restarts`."),
-    row("autoscale", None, Control, &[], Only(&["max", "min"]), autoscale,
-        "Changes the bounds of `--autoscale`."),
-    row("enable_events", None, Control, &[], NONE, enable_events,
-        "Sends task events."),
-    row("disable_events", None, Control, &[], NONE, disable_events,
-        "Sends none."),
-    row("heartbeat", None, Control, &[], NONE, heartbeat,
-        "Sends `worker-heartbeat` now."),
-    row("election", None, Control, &["id", "topic"], Any, election,
-        "Has the workers elect one of them that carries out `action`."),
-    row("shutdown", None, Control, &[], Any, shutdown,
-        "A warm stop."),
-];
-
-/// The command of this name or alias.
-pub fn find(method: &str) -> Option<&'static Command> {
-    COMMANDS.iter().find(|command| command.name == method || command.alias == Some(method))
-}
 
 /// Carries out a request.
 pub fn run(request: &Request, panel: &mut dyn Panel) -> Answer {
@@ -172,7 +34,7 @@ pub fn run(request: &Request, panel: &mut dyn Panel) -> Answer {
 fn check(command: &Command, arguments: &Map<String, Value>) -> Result<(), String> {
     let name = command.name;
     let type_error = |text: String| Err(format!("TypeError({})", repr::repr(&text)));
-    if let Only(known) = command.others {
+    if let Others::Only(known) = command.others {
         let unknown =
             |given: &&String| !known.contains(&given.as_str()) && !command.required.contains(&given.as_str());
         if let Some(unknown) = arguments.keys().find(unknown) {
@@ -290,19 +152,19 @@ fn signal(arguments: &Map<String, Value>, panel: &dyn Panel) -> Result<i32, Stri
 
 // --- inspect ------------------------------------------------------------------------------------------
 
-fn ping(_: &Map<String, Value>, _: &mut dyn Panel) -> Answer {
+pub(super) fn ping(_: &Map<String, Value>, _: &mut dyn Panel) -> Answer {
     ok("pong")
 }
 
-fn clock(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn clock(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     Answer::Reply(json!({"clock": panel.clock().value()}))
 }
 
-fn ask(_: &Map<String, Value>, _: &mut dyn Panel) -> Answer {
+pub(super) fn ask(_: &Map<String, Value>, _: &mut dyn Panel) -> Answer {
     Answer::Ask
 }
 
-fn stats(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn stats(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     let clock = panel.clock().value();
     match panel.stats().show(clock) {
         Value::Object(figures) if panel.app_has_stats() => Answer::Told("celeriac.stats", figures),
@@ -316,15 +178,15 @@ fn requests(panel: &dyn Panel, stage: Stage, safe: bool) -> Vec<Value> {
     wanted.map(|request| show::request(request, panel.node(), safe)).collect()
 }
 
-fn active(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn active(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     Answer::Reply(requests(panel, Stage::Active, flag(arguments, "safe")).into())
 }
 
-fn reserved(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn reserved(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     Answer::Reply(requests(panel, Stage::Reserved, false).into())
 }
 
-fn scheduled(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn scheduled(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     let requests = panel.requests();
     let scheduled = requests.iter().filter(|request| request.stage == Stage::Scheduled);
     let rows = scheduled.map(|request| {
@@ -337,12 +199,12 @@ fn scheduled(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     Answer::Reply(rows.collect::<Vec<_>>().into())
 }
 
-fn revoked(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn revoked(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     Answer::Reply(panel.revoked().ids().collect::<Vec<_>>().into())
 }
 
 /// Attributes other than the usual ones are known to the app alone.
-fn registered(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn registered(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     let items = texts(arguments.get("taskinfoitems"));
     let known = |item: &String| matches!(item.as_str(), "name" | "rate_limit" | "exchange" | "routing_key");
     if !items.iter().filter(|item| !item.starts_with('_')).all(known) {
@@ -367,7 +229,7 @@ fn registered(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     Answer::Reply(rows.collect::<Vec<_>>().into())
 }
 
-fn query_task(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn query_task(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     let requests = panel.requests();
     let mut found = Map::new();
     for id in texts(arguments.get("ids")) {
@@ -382,11 +244,11 @@ fn query_task(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     Answer::Reply(found.into())
 }
 
-fn active_queues(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn active_queues(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     Answer::Reply(panel.queues().iter().map(show::queue).collect::<Vec<_>>().into())
 }
 
-fn hello(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn hello(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     let from = text(arguments, "from_node").unwrap_or_default();
     if from == panel.node() {
         return Answer::Reply(Value::Null);
@@ -406,7 +268,7 @@ fn hello(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
 
 // --- control: tasks -----------------------------------------------------------------------------------
 
-fn revoke(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn revoke(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     let ids = texts(arguments.get("task_id"));
     let signal = if flag(arguments, "terminate") { Some(signal(arguments, panel)) } else { None };
     panel.revoke(&ids);
@@ -456,13 +318,13 @@ fn set(texts: &[String]) -> String {
     format!("{{{}}}", quoted.join(", "))
 }
 
-fn terminate(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn terminate(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     let mut arguments = arguments.clone();
     arguments.insert("terminate".to_owned(), Value::Bool(true));
     revoke(&arguments, panel)
 }
 
-fn revoke_by_stamped_headers(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn revoke_by_stamped_headers(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     let signal = match signal(arguments, panel) {
         Ok(signal) => signal,
         Err(error) => return Answer::Raised(error),
@@ -535,7 +397,7 @@ fn revoke_by_stamped_headers(arguments: &Map<String, Value>, panel: &mut dyn Pan
     ok(format!("headers defaultdict(<class 'set'>, {{{}}}) revoked", sets.join(", ")))
 }
 
-fn rate_limit(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn rate_limit(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     let task = text(arguments, "task_name").unwrap_or_default();
     let given = arguments.get("rate_limit").unwrap_or(&Value::Null);
     let rate = match rate(given) {
@@ -587,7 +449,7 @@ fn rate(given: &Value) -> Result<Option<f64>, Rate> {
     }
 }
 
-fn time_limit(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn time_limit(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     let task = text(arguments, "task_name").unwrap_or_default();
     let given = |name: &str| arguments.get(name).filter(|value| !value.is_null());
     let seconds = |name: &str| given(name).and_then(Value::as_f64);
@@ -610,7 +472,7 @@ fn time_limit(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
 
 // --- control: worker ----------------------------------------------------------------------------------
 
-fn add_consumer(arguments: &Map<String, Value>, _: &mut dyn Panel) -> Answer {
+pub(super) fn add_consumer(arguments: &Map<String, Value>, _: &mut dyn Panel) -> Answer {
     let Some(name) = text(arguments, "queue").filter(|name| !name.is_empty()) else {
         return Answer::Raised("TypeError('queue must be a name')".to_owned());
     };
@@ -635,7 +497,7 @@ pub(super) fn consumes(arguments: &Map<String, Value>) -> Answer {
     ok(format!("add consumer {}", text(arguments, "queue").unwrap_or_default()))
 }
 
-fn cancel_consumer(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn cancel_consumer(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     let name = text(arguments, "queue").unwrap_or_default();
     panel.cancel_consumer(name);
     ok(format!("no longer consuming from {name}"))
@@ -657,7 +519,7 @@ fn autoscaled(name: &str) -> Answer {
     nok(format!("{name} is not supported with autoscale. Adjust autoscale range instead."))
 }
 
-fn pool_grow(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn pool_grow(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     if panel.autoscales() {
         return autoscaled("pool_grow");
     }
@@ -667,7 +529,7 @@ fn pool_grow(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     }
 }
 
-fn pool_shrink(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn pool_shrink(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     if panel.autoscales() {
         return autoscaled("pool_shrink");
     }
@@ -677,7 +539,7 @@ fn pool_shrink(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer 
     }
 }
 
-fn autoscale(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn autoscale(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     let bound = |name: &str| match arguments.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(given) => {
@@ -698,7 +560,7 @@ fn autoscale(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     }
 }
 
-fn enable_events(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn enable_events(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     match panel.enable_events() {
         None => nok("event dispatcher unavailable"),
         Some(false) => ok("task events already enabled"),
@@ -709,7 +571,7 @@ fn enable_events(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     }
 }
 
-fn disable_events(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn disable_events(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     match panel.disable_events() {
         None => nok("event dispatcher unavailable"),
         Some(false) => ok("task events already disabled"),
@@ -720,13 +582,13 @@ fn disable_events(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     }
 }
 
-fn heartbeat(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn heartbeat(_: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     tracing::debug!(target: LOGGER, "Heartbeat requested by remote.");
     panel.send_heartbeat();
     Answer::Reply(Value::Null)
 }
 
-fn election(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn election(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     let (Some(id), Some(topic)) = (text(arguments, "id"), text(arguments, "topic")) else {
         return Answer::Raised("TypeError('id and topic must be texts')".to_owned());
     };
@@ -734,7 +596,7 @@ fn election(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     Answer::Reply(Value::Null)
 }
 
-fn shutdown(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
+pub(super) fn shutdown(arguments: &Map<String, Value>, panel: &mut dyn Panel) -> Answer {
     tracing::warn!(target: LOGGER, "{}", text(arguments, "msg").unwrap_or("Got shutdown from remote"));
     panel.shutdown();
     Answer::Silent

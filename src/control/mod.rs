@@ -9,6 +9,7 @@ mod panel;
 mod reference;
 mod show;
 mod stats;
+pub mod table;
 
 use bytes::Bytes;
 use regex::Regex;

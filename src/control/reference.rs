@@ -2,12 +2,12 @@
 
 use std::fmt::Write;
 
-use super::commands::{COMMANDS, Kind};
+use super::table::{COMMANDS, Kind};
 
 /// The reference of all commands of remote control, in Markdown.
 pub fn reference() -> String {
     let mut text = "# Commands of remote control\n\n\
-         Made from `src/control/commands.rs` (`celeriac::control::reference`); a test compares them, and `make docs` writes\n\
+         Made from `src/control/table.rs` (`celeriac::control::reference`); a test compares them, and `make docs` writes\n\
          this page.\n\n\
          `celery inspect …` and `celery control …`, Flower and `app.control` send them as they do to Celery's own worker,\n\
          and the replies have the same shape. Commands that the app registers (`@inspect_command`, `@control_command`,\n\
@@ -22,7 +22,7 @@ pub fn reference() -> String {
                 .flatten()
                 .map(|name| format!("`{name}`"))
                 .collect();
-            let needs: Vec<String> = command.required().iter().map(|name| format!("`{name}`")).collect();
+            let needs: Vec<String> = command.required.iter().map(|name| format!("`{name}`")).collect();
             let _ = writeln!(text, "| {} | {} | {} |", names.join(", "), needs.join(", "), command.help());
         }
     }

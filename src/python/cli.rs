@@ -58,7 +58,7 @@ fn options_reference() -> String {
 /// Every command of remote control that is not the app's, as a JSON list.
 #[pyfunction]
 fn control_commands() -> PyResult<String> {
-    json(&control::commands::COMMANDS)
+    json(&control::table::COMMANDS)
 }
 
 fn json(value: &impl Serialize) -> PyResult<String> {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::cluster::clock::LamportClock;
 use crate::control::panel::Request as TaskRequest;
+use crate::control::table::{COMMANDS, Kind};
 use crate::control::{Handled, PoolStats, Stats, answered, consumed, handle};
 use crate::protocol::{DeliveryInfo, Json, Message, TaskHeaders};
 use crate::worker::revoked::RevokedTasks;
