@@ -40,10 +40,11 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """A comparison with the original may fail by the original's own races: such a test is played once more, and the
+    """What the original takes part in may fail by the original's own races: such a test is played once more, and the
     summary says so. No other test is."""
     for item in items:
-        if "alike" in getattr(item, "fixturenames", ()):
+        played = getattr(item, "callspec", None)
+        if "alike" in getattr(item, "fixturenames", ()) or (played and played.params.get("kind") == ORIGINAL):
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 
