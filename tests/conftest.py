@@ -43,8 +43,9 @@ def pytest_collection_modifyitems(items):
     """What the original takes part in may fail by the original's own races: such a test is played once more, and the
     summary says so. No other test is."""
     for item in items:
-        played = getattr(item, "callspec", None)
-        if "alike" in getattr(item, "fixturenames", ()) or (played and played.params.get("kind") == ORIGINAL):
+        chosen = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        plays = any(value == ORIGINAL or (isinstance(value, tuple) and ORIGINAL in value) for value in chosen)
+        if plays or "alike" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 
