@@ -60,7 +60,7 @@ impl Consumer {
     /// Why the pool cannot change its size, if it cannot.
     fn fixed(&self) -> Result<(), String> {
         match self.pool.name() {
-            "prefork" | "native" => Ok(()),
+            "prefork" | "gevent" | "eventlet" | "native" => Ok(()),
             name => Err(format!(
                 "NotImplementedError('the {name} pool has the size that it was started with: restart the worker with another -c')"
             )),
