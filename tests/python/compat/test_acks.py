@@ -26,6 +26,8 @@ def test_lost_children_cost_their_own_task_only(alike, broker):
         stage.wait_empty()
         found = {name: outcome(result) for name, result in results.items()}
         found["tries"] = len(stage.journal("ran", number="kill_self_once"))
+        # Ours says besides who killed a child and what it weighed.
+        assert ("bytes resident" in worker.log) == (stage.kind == "celeriac")
         found["lines"] = {name: sorted(lines_of_task(worker.log, result.id)) for name, result in results.items()}
         return found
 
