@@ -11,6 +11,7 @@ import pickle
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,9 +66,16 @@ class Started(NamedTuple):
 
 def main(plan: Plan, number: int, index: int, descriptor: int, *, looped: bool = False) -> int:
     """The whole life of a child, from the fork on. Gives its exit status. `looped`: it runs an event loop."""
+    _leave_finalizers_to_their_owner()
     if plan.kind == "prefork":
         return _prefork(plan, number, index, descriptor, looped)
     return _in_main_process(plan, descriptor)
+
+
+def _leave_finalizers_to_their_owner() -> None:
+    """What an import has made lives on in the other processes: no child removes a module's temporary folder."""
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False
 
 
 def _prefork(plan: Plan, number: int, index: int, descriptor: int, looped: bool) -> int:

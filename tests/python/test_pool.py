@@ -10,6 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -254,6 +255,17 @@ def test_exit_hooks_run_in_order_when_a_child_leaves(tmp_path: Path) -> None:
         f"init {SENDER}",
         "shutdown 155",
     ]
+
+
+def test_what_was_made_before_the_fork_outlives_the_child() -> None:
+    # As a module's temporary folder: Celery's children leave without a word, and so do not remove it.
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("prefork", "threads"):
+            with Supervisor(plan(kind)) as supervisor:
+                child = supervisor.fork()
+                child.stop()
+                assert supervisor.exit_code(child) == 0
+        assert Path(folder).exists()
 
 
 def test_an_exit_hook_that_hangs_does_not_keep_the_child(supervisor: Supervisor, monkeypatch: Any) -> None:
