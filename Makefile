@@ -16,6 +16,9 @@ CARGO ?= cargo
 CONFORMANCE ?= ../shared/conformance/run-integration
 BENCH ?= ../shared/bench
 
+# Of pytest: most of them wait most of the time, three for Celery's own suite.
+PROCESSES ?= 5
+
 # What a change of must build the wheel anew.
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src python -type f -not -name '*.pyc' -not -name '*.so')
 
@@ -34,7 +37,7 @@ test-rust: $(BIN)/.test-requirements
 	PYTHON="$(abspath $(BIN))/python" PATH="$$PATH:/usr/sbin" $(CARGO) test --locked
 
 test-python: build $(BIN)/.test-requirements
-	CONFORMANCE="$(CONFORMANCE)" $(BIN)/python -m pytest $(PYTEST)
+	CONFORMANCE="$(CONFORMANCE)" $(BIN)/python -m pytest -n $(PROCESSES) --maxschedchunk=1 $(PYTEST)
 
 servers:
 	tests/apt-install redis-server rabbitmq-server memcached chromium chromedriver

@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 
 import pytest
+from billiard.exceptions import WorkerLostError
+from support.cgroup import limited
 from support.control import answer, start
 from support.waiting import until
 
@@ -113,3 +115,20 @@ def test_a_child_that_somebody_kills_is_reported_with_its_task_and_its_memory(st
     assert int(line.partition("up to ")[2].split()[0]) > LEAK
     assert stage.send("tick", 1).get(timeout=30) == 1
     assert worker.stop() == 0
+
+
+def test_a_child_that_the_kernel_kills_for_lack_of_memory_is_reported_with_its_task_and_its_memory(stage_on, kind):
+    stage = stage_on(kind)
+    limit = 400_000_000
+    with limited(stage.queue, limit) as inside:
+        worker = start(stage, app="leaking", before=inside)
+        victim = stage.send("swell", limit, str(stage.folder / "never"))
+        with pytest.raises(WorkerLostError):
+            victim.get(timeout=60)
+        [line] = [line for line in worker.log.splitlines() if "; it had up to " in line]
+        assert "Out of memory: the kernel killed process 'ForkPoolWorker-" in line
+        assert f" with Task swell[{victim.id}]; it had up to " in line
+        assert int(line.partition("up to ")[2].split()[0]) > limit / 2
+        assert f", of {limit // 4096 * 4096} that its control group may have." in line
+        assert stage.send("tick", 1).get(timeout=30) == 1
+        assert worker.stop() == 0

@@ -37,10 +37,13 @@ def lines(log):
 
 
 def lines_of_task(log, task_id):
-    """The records that name the task, in order; without the one that only celeriac has, of who killed a child and what
-    it weighed."""
-    named = (raw for raw in log.splitlines() if task_id in raw and "bytes resident" not in raw)
-    return [line for raw in named for line in lines(raw)]
+    """The records that name the task, in order."""
+    return lines("\n".join(line for line in log.splitlines() if task_id in line))
+
+
+def without_weight(found):
+    """Without the record that only celeriac has: who killed a child, and what it weighed."""
+    return [line for line in found if "bytes resident" not in line[2]]
 
 
 def by_process(found):

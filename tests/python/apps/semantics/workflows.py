@@ -73,7 +73,8 @@ def task(self, *args, op, w):
             raise Reject("rejected", requeue=False)
         case "retry":
             if not self.request.retries:
-                raise self.retry(countdown=0, exc=ValueError("once more"))
+                # Later than the producer takes to send what comes behind it.
+                raise self.retry(countdown=0.3, exc=ValueError("once more"))
             return sum(flat(args))
         case "retry_in_vain":
             raise self.retry(countdown=0, max_retries=1, exc=ValueError("in vain"))
