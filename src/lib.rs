@@ -8,7 +8,7 @@
 //!   ├─ supervisor                        this crate: one thread with a tokio runtime; Python's main thread serves hooks
 //!   ├─ beat, with -B (python/celeriac/beat.py)  Celery's own, forked beside the zygote, ends with the supervisor
 //!   └─ zygote (python/celeriac/zygote.py)  one thread, the app imported, memory frozen; forks, reaps, reports
-//!        ├─ children (python/celeriac/child.py)  decode, run Celery's tracer, answer with the outcome
+//!        ├─ children (python/celeriac/child.py)  decode, trace the task, answer with the outcome
 //!        └─ children with an event loop (python/celeriac/loop.py)  the same, for coroutines, many at a time
 //! ```
 //!
@@ -73,8 +73,13 @@
 //! # The ladder
 //!
 //! Every concern has a native rung and one that calls Celery's or kombu's own objects; the choice is made once, at the
-//! start, per app (python/celeriac/ladder.py), and `celeriac -A proj doctor` shows it with its reason. Tasks run
-//! through Celery's tracer, looked up by attribute, so that integrations that replace it work.
+//! start, per app (python/celeriac/ladder.py), and `celeriac -A proj doctor` shows it with its reason. Celery's tracer is
+//! looked up by attribute, so that integrations that replace it work.
+//!
+//! Plain tasks are traced by ours (python/celeriac/tracer.py): most of what an empty task costs a child is Celery's
+//! tracer, and a request that nobody looks at. Ours makes one when it is asked for and does what Celery's does for a task that succeeds,
+//! no more. Anything else it does not imitate: it runs Celery's tracer on what the task has returned or raised already,
+//! which plays the function's part (`_core.replay`) without a line in the traceback.
 //!
 //! # Pools of greenlets
 //!

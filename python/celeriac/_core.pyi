@@ -5,6 +5,13 @@ from typing import Any
 __version__: str
 CHORD_SCRIPT: str
 
+#: job, task, id, headers, properties, exchange, routing key, redelivered, hints, body, content type, content encoding,
+#: acks early
+Job = tuple[int, str, str, str, str, str, str, bool, int, bytes, str, str, bool]
+
+def remember(value: Any, error: BaseException | None = None) -> None: ...
+def replay(*args: Any, **kwargs: Any) -> Any: ...
+
 class ChildPipe:
     """A child's end of the frames."""
 
@@ -13,13 +20,13 @@ class ChildPipe:
     def up(self) -> None: ...
     def recv(
         self,
-    ) -> tuple[int, str, str, str, str, str, str, bool, bytes, str, str, bool] | tuple[int, bytes] | int | None: ...
+    ) -> Job | tuple[int, bytes] | int | None: ...
     def fileno(self) -> int: ...
     def collect(
         self,
     ) -> (
         tuple[
-            list[tuple[int, str, str, str, str, str, str, bool, bytes, str, str, bool]],
+            list[Job],
             list[tuple[int, str | None]],
             list[tuple[int, tuple[int, int | None, int | None, bool]]],
             list[tuple[int, bool]],

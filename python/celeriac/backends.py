@@ -188,6 +188,15 @@ class Writer:
         if error is not None:
             raise BackendStoreError(error, state=state, task_id=task_id)
 
+    def put(self, task_id: str, document: bytes, key: str, expires: float | None, task: Any) -> None:
+        """Has the document of a plain task's success written (`celeriac.tracer`)."""
+        waits = self.foreign_loader or watched(signals.task_postrun, task) or watched(signals.task_success, task)
+        error = self.pipe.store(
+            self.job.number, task_id, states.SUCCESS, document, key, expires, "application/json", "utf-8", wait=waits
+        )
+        if error is not None:
+            raise BackendStoreError(error, state=states.SUCCESS, task_id=task_id)
+
     def observable(self, task_id: str, state: str, request: Any) -> bool:
         """Whether anybody could see that the result is not written yet.
 
@@ -268,7 +277,7 @@ class _Native:
             job.final = False
 
 
-class _KeyValue(_Native):
+class KeyValue(_Native):
     def _store_result(
         self: Any,
         task_id: Any,
@@ -316,7 +325,7 @@ def _plain_meta(backend: Any, result: Any, state: str, traceback: Any, request: 
     return meta
 
 
-class _Redis(_KeyValue):
+class _Redis(KeyValue):
     _native_limit = REDIS_LIMIT
 
     def _native_expires(self: Any, state: str) -> float | None:
@@ -368,7 +377,7 @@ class _Redis(_KeyValue):
         return bool(body) and self.get_state(body) != states.PENDING
 
 
-class _Filesystem(_KeyValue):
+class _Filesystem(KeyValue):
     _native_limit = float("inf")
 
     def _native_expires(self, state: str) -> float | None:

@@ -35,11 +35,12 @@ from kombu.exceptions import ContentDisallowed
 from kombu.utils import json as kombu_json
 from kombu.utils.encoding import safe_repr, safe_str
 
-from celeriac import backends, continuations, protocol1
+from celeriac import backends, continuations, protocol1, tracer
 from celeriac._core import ChildPipe
 from celeriac.properties import repeat_headers
 
 if TYPE_CHECKING:
+    from celeriac._core import Job
     from celeriac.zygote import Plan
 
 logger = get_logger("celery.pool")
@@ -48,8 +49,6 @@ EX_OK, EX_FAILURE, EX_RECYCLE = 0, 1, 0x9B
 
 #: Exit hooks (exporters that flush, mostly) have this long; then the stack of what hung is written to stderr.
 EXIT_LIMIT = 5.0
-
-Job = tuple[int, str, str, str, str, str, str, bool, bytes, str, str, bool]
 
 
 class Started(NamedTuple):
@@ -60,8 +59,9 @@ class Started(NamedTuple):
     uuid: str
     args: Any
     kwargs: Any
-    request: dict[str, Any]
+    request: dict[str, Any] | tracer.Deferred
     acks_early: bool
+    trace: tracer.Tracer
 
 
 def main(plan: Plan, number: int, index: int, descriptor: int, *, looped: bool = False) -> int:
@@ -205,15 +205,9 @@ class Lane:
         self.current = current or (writer.job if writer else backends.Job())
         self.continuations = _continuations(plan, pipe, writer, self.current)
         self.accept = serialization.prepare_accept_content(plan.app.conf.accept_content)
-        # Unless somebody has put something of theirs around it, JSON without kombu's notation for other types
-        # (most of it) is decoded without kombu's hook on every object.
-        registry = serialization.registry
-        self.plain_json = (
-            serialization.loads == registry.loads
-            and registry._decoders.get("application/json") is kombu_json.loads
-            and "application/json" not in registry._disabled_content_types
-            and "application/json" in self.accept
-        )
+        self.tracers = tracer.Tracers(plan, writer)
+        # JSON without kombu's notation for other types, most of it, is decoded without kombu's hook on every object.
+        self.plain_json = tracer.reads_plain_json(plan.app)
 
     def run(self) -> int:
         """Until it is told to leave; gives the exit status."""
@@ -231,7 +225,7 @@ class Lane:
     def job(self, job: Job) -> int | None:
         """Runs one job; gives an exit status when the process has to go."""
         global _interruptible
-        started = self.begin(job)
+        started = self.begin_plain(job) or self.begin(job)
         if started is None:
             return None
         number = started.number
@@ -252,7 +246,7 @@ class Lane:
         current = self.current
         current.number, current.task, current.uuid = started.number, started.task, started.uuid
         try:
-            return started.task.__trace__(started.uuid, started.args, started.kwargs, started.request)
+            return started.trace(started.uuid, started.args, started.kwargs, started.request)
         finally:
             current.number = 0
 
@@ -263,6 +257,19 @@ class Lane:
             self.pipe.succeeded(number, str(retstr), runtime or 0.0)
             return None
         return self.unsuccessful(number, retval, runtime or 0.0)
+
+    def begin_plain(self, job: Job) -> Started | None:
+        """Decodes the job of a plain task; None where it takes more than that."""
+        number, name, uuid, *_, hints, body, content_type, content_encoding, acks_early = job
+        trace = self.tracers.of(name)
+        if trace is None:
+            return None
+        payload = self.tracers.payload(body, content_type, content_encoding, hints)
+        if payload is None:
+            return None
+        args, kwargs, embed = payload
+        request = tracer.Deferred(hints, self.whole_request, job, args, kwargs, embed)
+        return Started(number, self.tasks[name], uuid, args, kwargs, request, acks_early, trace)
 
     def begin(self, job: Job) -> Started | None:
         """Decodes a job; None where it can go no further, which the supervisor was told then."""
@@ -294,8 +301,8 @@ class Lane:
             return None
         if self.continuations and (embed.get("chain") or embed.get("callbacks") or embed.get("chord")):
             self.continuations.prepare(embed)
-        request.update({"args": args, "kwargs": kwargs, "hostname": self.plan.hostname, "is_eager": False}, **embed)
-        return Started(number, task, uuid, args, kwargs, request, acks_early)
+        self.complete(request, args, kwargs, embed)
+        return Started(number, task, uuid, args, kwargs, request, acks_early, task.__trace__)
 
     def call(self, number: int, body: bytes) -> int | None:
         """Runs what the parent process posted to the pool, as billiard does; gives an exit status when the process
@@ -330,7 +337,7 @@ class Lane:
 
     def decode(self, content: bytes, content_type: str, content_encoding: str) -> Any:
         """What kombu makes of a body; raises what it raises."""
-        if self.plain_json and content_type == "application/json" and _is_plain(content):
+        if self.plain_json and content_type == "application/json" and tracer.is_plain(content):
             try:
                 return json.loads(content.decode())
             except ValueError:
@@ -351,6 +358,15 @@ class Lane:
             self.pipe.undecodable(number, safe_repr(exc))
         else:
             self.pipe.translated(number, *made)
+
+    def whole_request(self, job: Job, args: Any, kwargs: Any, embed: dict[str, Any]) -> dict[str, Any]:
+        """The request with what the body says."""
+        request = self.request(job)
+        self.complete(request, args, kwargs, embed)
+        return request
+
+    def complete(self, request: dict[str, Any], args: Any, kwargs: Any, embed: dict[str, Any]) -> None:
+        request.update({"args": args, "kwargs": kwargs, "hostname": self.plan.hostname, "is_eager": False}, **embed)
 
     def request(self, job: Job) -> dict[str, Any]:
         """What Celery's `Request` makes of a message for the tracer."""
@@ -390,7 +406,9 @@ class Lane:
                 return EX_FAILURE
         return None
 
-    def escaped(self, number: int, task: Any, request: dict[str, Any], exc: BaseException) -> int | None:
+    def escaped(
+        self, number: int, task: Any, request: dict[str, Any] | tracer.Deferred, exc: BaseException
+    ) -> int | None:
         """Accounts for what the tracer let through."""
         if billiard_common._should_have_exited[0]:
             # We were told to die and the task did not finish: the supervisor knows why.
@@ -403,7 +421,7 @@ class Lane:
         einfo = ExceptionInfo()
         if isinstance(exc, Reject | Ignore | Retry):
             return self.unsuccessful(number, einfo, 0.0)
-        context = Context(request)
+        context = request if isinstance(request, Context) else Context(request)
         ignored = task.ignore_result if context.ignore_result is None else context.ignore_result
         try:
             task.backend.mark_as_failure(
@@ -463,11 +481,6 @@ def _continuations(
         ", ".join(rung.reasons),
     )
     return None
-
-
-def _is_plain(text: bytes) -> bool:
-    """No `__type__`, not even in disguise."""
-    return b"__type__" not in text and b"\\u" not in text
 
 
 def _loads(text: str) -> Any:

@@ -6,7 +6,6 @@ made here and nowhere else.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ import click
 from celery import signals
 from celery.exceptions import ImproperlyConfigured
 
-from celeriac import _core, aio, backends
+from celeriac import _core, aio, backends, tracer
 from celeriac import continuations as going_on
 from celeriac.delayed import refusal
 
@@ -80,7 +79,7 @@ def concerns(worker: Worker) -> list[Decision]:
     return [
         broker(app),
         _content(app),
-        _execution(app),
+        execution(app),
         backend(app),
         continuations(app),
         *_loops(worker),
@@ -132,12 +131,10 @@ def _content(app: Celery) -> Decision:
     )
 
 
-def _execution(app: Celery) -> Decision:
-    tracer = importlib.import_module("celery.app.trace").build_tracer
-    reasons = ["Celery's own tracer runs every task"]
-    if name_of(tracer) != "celery.app.trace:build_tracer" or hasattr(tracer, "__wrapped__"):
-        reasons.append(f"build_tracer is replaced by {name_of(tracer)}")
-    return Decision("execution", "python", reasons)
+def execution(app: Celery) -> Decision:
+    """Native where plain tasks can do without Celery's tracer."""
+    native, reasons = tracer.decide(app, results_native=backend(app).rung == "native")
+    return Decision("execution", "native" if native else "python", reasons)
 
 
 def _loops(worker: Worker) -> Iterator[Decision]:
@@ -174,11 +171,18 @@ def _logging() -> Decision:
 
 def tasks(worker: Worker) -> list[Decision]:
     """Every task of the app but Celery's own, with what it has of its own."""
-    return [
-        Decision(name, "python", [*_peculiarities(task), *_sent_by_celery(task)])
-        for name, task in sorted(worker.app.tasks.items())
-        if not name.startswith("celery.")
-    ]
+    native = execution(worker.app).rung == "native"
+    found = []
+    for name, task in sorted(worker.app.tasks.items()):
+        if name.startswith("celery."):
+            continue
+        obstacles = list(tracer.of_task(task)) if native else []
+        rung: Rung = "native" if native and not obstacles and hosting(task) == "native" else "python"
+        reasons = [*_peculiarities(task), *_sent_by_celery(task)]
+        if obstacles:
+            reasons.append(f"Celery's tracer runs it: {', '.join(obstacles)}")
+        found.append(Decision(name, rung, reasons))
+    return found
 
 
 #: What a task class may override and the tracer then calls.

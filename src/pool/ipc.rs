@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::{Job, JobId, Outcome, Work};
+use super::{Hints, Job, JobId, Outcome, Work};
 use crate::backend::{Counted, Part, Record};
 use crate::broker::Publication;
 use crate::protocol::{DeliveryInfo, Json, Message};
@@ -210,6 +210,7 @@ impl ToChild {
                 content_encoding: fields.text()?,
                 acks_early: fields.u8()? != 0,
                 work: if fields.u8()? == 0 { Work::Message } else { Work::Call },
+                hints: Hints::of_bits(fields.u8()?),
             })),
             2 => Self::Stored { serial: fields.u64()?, error: fields.optional_text()? },
             3 => Self::Stop,
@@ -342,6 +343,7 @@ fn put_job(out: &mut BytesMut, job: &Job) {
     put(out, job.content_encoding.as_bytes());
     out.put_u8(u8::from(job.acks_early));
     out.put_u8(u8::from(job.work == Work::Call));
+    out.put_u8(job.hints.bits());
 }
 
 fn put_publication(out: &mut BytesMut, publication: &Publication) {
@@ -656,12 +658,23 @@ mod tests {
             content_encoding: String::new(),
             acks_early: true,
             work: Work::Call,
+            hints: Hints::default(),
         };
-        let mut buffer = BytesMut::new();
-        ToChild::encode_run(&job, &mut buffer);
-        match ToChild::decode(split(&mut buffer).unwrap().unwrap()).unwrap() {
-            ToChild::Run(back) => assert_eq!((back.work, back.body), (Work::Call, job.body)),
-            other => panic!("{other:?}"),
+        let every = [None, Some(false), Some(true)]
+            .into_iter()
+            .flat_map(|ignore_result| [false, true].map(|related| (ignore_result, related)))
+            .flat_map(|(ignore_result, related)| {
+                [false, true].map(|compressed| Hints { ignore_result, related, compressed })
+            });
+        for hints in every {
+            let mut buffer = BytesMut::new();
+            ToChild::encode_run(&Job { hints, ..job.clone() }, &mut buffer);
+            match ToChild::decode(split(&mut buffer).unwrap().unwrap()).unwrap() {
+                ToChild::Run(back) => {
+                    assert_eq!((back.work, &back.body, back.hints), (Work::Call, &job.body, hints));
+                }
+                other => panic!("{other:?}"),
+            }
         }
         let value = Bytes::from_static(b"N.");
         match there_and_back(&FromChild::Answered { job: 9, value: value.clone() }) {

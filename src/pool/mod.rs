@@ -51,6 +51,35 @@ pub struct Job {
     pub acks_early: bool,
     /// What the body is.
     pub work: Work,
+    /// What a child need not look for in the headers.
+    pub hints: Hints,
+}
+
+/// What the supervisor has read of the headers anyway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// Whether the message asks for its result to be dropped, or to be kept.
+    pub ignore_result: Option<bool>,
+    /// It has a parent, or is a member of a group.
+    pub related: bool,
+    /// Its body is compressed.
+    pub compressed: bool,
+}
+
+impl Hints {
+    /// As it travels: python/celeriac/tracer.py reads it.
+    pub fn bits(self) -> u8 {
+        u8::from(self.ignore_result == Some(true))
+            | u8::from(self.ignore_result == Some(false)) << 1
+            | u8::from(self.related) << 2
+            | u8::from(self.compressed) << 3
+    }
+
+    /// The other way round.
+    pub fn of_bits(bits: u8) -> Self {
+        let is = |bit: u8| bits & (1 << bit) != 0;
+        Self { ignore_result: (is(0) || is(1)).then_some(is(0)), related: is(2), compressed: is(3) }
+    }
 }
 
 /// What the body of a job is. The supervisor decides it; no message can.

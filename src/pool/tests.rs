@@ -189,6 +189,7 @@ fn job(id: JobId) -> Job {
         content_encoding: "utf-8".into(),
         acks_early: false,
         work: crate::pool::Work::Message,
+        hints: crate::pool::Hints::default(),
     }
 }
 

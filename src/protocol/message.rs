@@ -111,6 +111,9 @@ pub struct TaskHeaders {
     /// Whether the result is to be dropped; absent or null: as the task says.
     #[serde(default)]
     pub ignore_result: Option<bool>,
+    /// How the body is compressed.
+    #[serde(default)]
+    pub compression: Option<serde::de::IgnoredAny>,
     /// Names of the stamps.
     #[serde(default)]
     pub stamped_headers: Option<Vec<String>>,

@@ -18,7 +18,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyString, PyTuple};
+use pyo3::types::{PyBool, PyBytes, PyString, PyTuple};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::green::{Hub, read_some, write_some};
@@ -796,24 +796,29 @@ fn work<'py>(py: Python<'py>, job: &Job) -> PyResult<Bound<'py, PyAny>> {
     }
 }
 
-/// `(job, task, id, headers, properties, exchange, routing_key, redelivered, body, content_type,
+/// `(job, task, id, headers, properties, exchange, routing_key, redelivered, hints, body, content_type,
 /// content_encoding, acks_early)`.
 fn job_tuple<'py>(py: Python<'py>, job: &Job) -> PyResult<Bound<'py, PyTuple>> {
-    (
-        job.id,
-        &job.task,
-        &job.task_id,
-        text(py, job.headers.as_bytes()),
-        text(py, job.properties.as_bytes()),
-        &job.info.exchange,
-        &job.info.routing_key,
-        job.info.redelivered,
-        PyBytes::new(py, &job.body),
-        &job.content_type,
-        &job.content_encoding,
-        job.acks_early,
+    let texts = |text: &str| PyString::new(py, text).into_any();
+    let bools = |value: bool| PyBool::new(py, value).to_owned().into_any();
+    PyTuple::new(
+        py,
+        [
+            job.id.into_pyobject(py)?.into_any(),
+            texts(&job.task),
+            texts(&job.task_id),
+            text(py, job.headers.as_bytes()).into_any(),
+            text(py, job.properties.as_bytes()).into_any(),
+            texts(&job.info.exchange),
+            texts(&job.info.routing_key),
+            bools(job.info.redelivered),
+            job.hints.bits().into_pyobject(py)?.into_any(),
+            PyBytes::new(py, &job.body).into_any(),
+            texts(&job.content_type),
+            texts(&job.content_encoding),
+            bools(job.acks_early),
+        ],
     )
-        .into_pyobject(py)
 }
 
 fn text<'py>(py: Python<'py>, bytes: &[u8]) -> Bound<'py, PyString> {

@@ -9,6 +9,7 @@ mod hooks;
 mod hosting;
 mod ladder;
 mod log;
+mod replay;
 mod run;
 
 use pyo3::prelude::*;
@@ -21,6 +22,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(ladder::foreign_broker, module)?)?;
     module.add_function(wrap_pyfunction!(ladder::knows_backend, module)?)?;
     module.add_function(wrap_pyfunction!(run::run_worker, module)?)?;
+    module.add_function(wrap_pyfunction!(replay::remember, module)?)?;
+    module.add_function(wrap_pyfunction!(replay::replay, module)?)?;
     module.add_class::<child::ChildPipe>()?;
     module.add_class::<child::Target>()?;
     module.add("CHORD_SCRIPT", crate::backend::redis::CHORD_SCRIPT)?;

@@ -25,7 +25,7 @@ use crate::broker::topology::Queue;
 use crate::broker::{Command, Settlement};
 use crate::clock;
 use crate::config::Hosting;
-use crate::pool::{Interrupt, Job, JobId, Outcome, Work};
+use crate::pool::{Hints, Interrupt, Job, JobId, Outcome, Work};
 use crate::protocol::{DeliveryInfo, Json, Message};
 
 /// Names a message that Python decides about; never reused.
@@ -447,6 +447,7 @@ impl Consumer {
                 content_encoding: String::new(),
                 acks_early: true,
                 work: Work::Call,
+                hints: Hints::default(),
             };
             let Ok((_, pid)) = self.pool.submit(job) else {
                 self.desk.ready.push_front((call, bounced));

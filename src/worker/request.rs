@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::broker::{Delivery, Handle};
 use crate::config::TaskPolicy;
 use crate::metrics::SeriesId;
-use crate::pool::{Job, JobId, Work};
+use crate::pool::{Hints, Job, JobId, Work};
 use crate::protocol::{DeliveryInfo, Message, TaskHeaders};
 
 use super::hosting::Ticket;
@@ -72,6 +72,16 @@ impl Request {
             content_encoding: self.message.content_encoding.clone().unwrap_or_else(|| "utf-8".to_owned()),
             acks_early: !self.policy.acks_late || (tells && self.policy.send_events),
             work: Work::Message,
+            hints: self.hints(),
+        }
+    }
+
+    fn hints(&self) -> Hints {
+        let headers = &self.headers;
+        Hints {
+            ignore_result: headers.ignore_result,
+            related: headers.parent_id.is_some() || headers.group.is_some(),
+            compressed: headers.compression.is_some(),
         }
     }
 

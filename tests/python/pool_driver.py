@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from celeriac import zygote
+from celeriac import tracer, zygote
 
 DEADLINE = 20.0
 UP, ACCEPTED, STORE, ENDED = 1, 2, 3, 4
@@ -32,6 +32,17 @@ OUTCOMES = {
 def _packed(value: str | bytes) -> bytes:
     data = value.encode() if isinstance(value, str) else value
     return struct.pack("<I", len(data)) + data
+
+
+def _hints(headers: dict[str, Any]) -> int:
+    """What the supervisor has read of them."""
+    ignores = headers.get("ignore_result")
+    return (
+        tracer.IGNORE * (ignores is True)
+        | tracer.KEEP * (ignores is False)
+        | tracer.RELATED * bool(headers.get("parent_id") or headers.get("group"))
+        | tracer.COMPRESSED * bool(headers.get("compression"))
+    )
 
 
 class _Reader:
@@ -96,7 +107,7 @@ class Child:
             + b"".join(map(_packed, (task, uuid, json.dumps(head), json.dumps(props), exchange, routing_key, "q")))
             + struct.pack("<B", 0)
             + b"".join(map(_packed, (body, content_type, content_encoding)))
-            + struct.pack("<BB", acks_early, MESSAGE)
+            + struct.pack("<BBB", acks_early, MESSAGE, _hints(head))
         )
 
     def stop(self) -> None:

@@ -76,6 +76,7 @@ fn job(id: JobId, task: &str, body: &str) -> Job {
         content_encoding: "utf-8".into(),
         acks_early: true,
         work: crate::pool::Work::Message,
+        hints: crate::pool::Hints::default(),
     }
 }
 
