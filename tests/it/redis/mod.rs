@@ -81,6 +81,7 @@ impl Stage {
 
 fn consume(queues: &[&str], prefetch: u32) -> Consume {
     Consume {
+        step: 1,
         node: "celery@tests".to_owned(),
         queues: queues.iter().map(|name| Queue::named(name)).collect(),
         prefetch,

@@ -38,7 +38,8 @@ impl Live {
 
     /// How many messages the next turn asks for.
     pub(super) fn wanted(&self) -> usize {
-        if self.ready && self.outbox.is_empty() { self.room() } else { 0 }
+        let room = if self.ready && self.outbox.is_empty() { self.room() } else { 0 };
+        if room < self.step.min(self.batch.size()) { 0 } else { room }
     }
 
     /// One turn: deletes what is settled and takes what there is room for.
@@ -65,6 +66,9 @@ impl Live {
             }
             let answer: Option<Vec<Value>> = self.link.eval(&TURN, &call).await?;
             self.settled.drain(..settled);
+            if self.settled.is_empty() {
+                self.tell_by = None;
+            }
             let taken = answer.ok_or_else(|| self.declared_dead())?;
             if wanted > 0 {
                 let count = self.on_taken(tags, taken);
@@ -114,7 +118,7 @@ impl Live {
             Err(error) => {
                 tracing::error!(target: "celeriac.redis", %error, preview = restore::preview(item),
                     "Dropped an item of a queue that is no message.");
-                self.settled.push(self.shared.field(self.session, tag));
+                self.settle_soon(self.shared.field(self.session, tag));
             }
         }
     }

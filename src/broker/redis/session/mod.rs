@@ -26,6 +26,9 @@ use super::sweep::Findings;
 use crate::broker::{Command, Event, Publication, Remembrance, Settlement, Tag};
 use crate::error::BrokerError;
 
+/// How long what is settled may wait for company while there is no room for a turn's worth of messages.
+const TELL: Duration = Duration::from_millis(1);
+
 pub(super) struct Live {
     link: Link,
     dialer: Dialer,
@@ -53,6 +56,7 @@ pub(super) struct Live {
     next_look: Instant,
 
     pub(super) prefetch: u32,
+    pub(super) step: usize,
     pub(super) paused: bool,
     pub(super) held: HashSet<Tag>,
     /// Events that the worker had no room for; nothing is taken before they are gone.
@@ -70,6 +74,8 @@ pub(super) struct Live {
     next_renewal: Instant,
 
     settled: Vec<String>,
+    /// When the server is told of these at the latest: with the next messages, or soon.
+    tell_by: Option<Instant>,
     given_back: Vec<(Tag, String)>,
     requeued: Vec<String>,
     parks: Vec<(Tag, f64)>,
@@ -124,6 +130,7 @@ impl Live {
             sides: Vec::new(),
             next_look: now,
             prefetch: 0,
+            step: 1,
             paused: false,
             held: HashSet::new(),
             outbox: VecDeque::new(),
@@ -136,6 +143,7 @@ impl Live {
             next_beat: now,
             next_renewal: now,
             settled: Vec::new(),
+            tell_by: None,
             given_back: Vec::new(),
             requeued: Vec::new(),
             parks: Vec::new(),
@@ -187,7 +195,9 @@ impl Live {
                 self.close().await?;
                 return Ok(answer);
             }
-            self.claim().await?;
+            if self.is_due() {
+                self.claim().await?;
+            }
             self.tell_published();
             if self.listens_to_lists() && Instant::now() >= self.next_look {
                 self.look().await?;
@@ -199,10 +209,16 @@ impl Live {
     }
 
     fn has_work(&self) -> bool {
-        self.closing.is_some()
-            || !self.settled.is_empty()
-            || self.wanted() > 0
-            || Instant::now() >= self.next_beat
+        self.closing.is_some() || self.is_due() || Instant::now() >= self.next_beat
+    }
+
+    /// Whether it is time for a turn: there is room for messages, or what is settled has waited long enough. Who waits for
+    /// a publication waits for what was settled before it, too.
+    fn is_due(&self) -> bool {
+        self.wanted() > 0
+            || self.settled.len() >= CLAIM
+            || (!self.settled.is_empty() && !self.published.is_empty())
+            || self.tell_by.is_some_and(|by| by <= Instant::now())
     }
 
     async fn wait(&mut self) -> Result<(), BrokerError> {
@@ -222,6 +238,7 @@ impl Live {
             }
             Some((channel, payload)) = self.pushes.broadcasts.recv() => self.on_broadcast(&channel, payload),
             () = tokio::time::sleep_until(self.next_beat) => {}
+            () = tokio::time::sleep_until(self.tell_by.unwrap_or(self.next_beat)) => {}
             () = tokio::time::sleep_until(self.next_look), if listens => {}
             () = self.again.notified() => self.next_beat = Instant::now(),
             () = self.pushes.lost.cancelled() => return Err(self.link.gone("the server closed the connection")),
@@ -265,6 +282,7 @@ impl Live {
                     .extend(tags.into_iter().filter(|tag| parked.remove(tag) && unparking.insert(*tag)));
             }
             Command::Prefetch(count) => self.prefetch = count,
+            Command::Step(count) => self.step = count as usize,
             Command::Pause => self.paused = true,
             Command::Resume => self.paused = false,
             Command::Remember(remembrance) => self.remembrances.push(remembrance),
@@ -293,10 +311,15 @@ impl Live {
             return;
         };
         match settlement {
-            Settlement::Ack | Settlement::Reject => self.settled.push(field),
+            Settlement::Ack | Settlement::Reject => self.settle_soon(field),
             Settlement::Requeue => self.requeued.push(field),
             Settlement::GiveBack => self.given_back.push((tag, field)),
         }
+    }
+
+    pub(super) fn settle_soon(&mut self, field: String) {
+        self.settled.push(field);
+        self.tell_by.get_or_insert_with(|| Instant::now() + TELL);
     }
 
     /// Everything gathered but acknowledgements, which travel with the next claim.
