@@ -4,6 +4,7 @@
 # make lint      rustfmt, clippy, ruff, mypy                      make format   rewrites what rustfmt and ruff can
 # make docs      rewrites the pages that are made from tables
 # make bench     drains a queue with celeriac and with Celery's own worker
+# make bench-async, bench-livez, bench-ready     see the first line of each script in benches/
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -22,7 +23,7 @@ PROCESSES ?= 5
 # What a change of must build the wheel anew.
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src python -type f -not -name '*.pyc' -not -name '*.so')
 
-.PHONY: demo test build lint format docs bench clean test-rust test-python servers
+.PHONY: demo test build lint format docs bench bench-async clean test-rust test-python servers
 
 demo: build
 	$(BIN)/python demo/run.py --worker "$(or $(WORKER),celeriac)"
@@ -90,6 +91,12 @@ bench:
 	  $(BIN)/python $(BENCH)/drain.py --broker $(or $(BROKER),redis) --label $${worker%:*} --n $${worker#*:} \
 	    --worker "$(abspath $(BIN))/$${worker%:*} -A perfapp worker -c 2 -l error" || exit 1; \
 	done; done
+
+bench-%: benches/%.py
+	$(MAKE) build PROFILE=release
+	$(BIN)/python $< $(ARGS)
+
+bench-async: bench-async_tasks
 
 clean:
 	$(CARGO) clean
