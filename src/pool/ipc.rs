@@ -18,6 +18,9 @@ use crate::protocol::{DeliveryInfo, Json, Message};
 /// Longest frame that is believed: Redis holds values up to 512 MiB, base64 and headers included.
 pub const MAX_FRAME: usize = 1 << 30;
 
+/// Where a frame of [`ToChild::Run`] has the job's number.
+pub(super) const RUN_ID: std::ops::Range<usize> = 5..13;
+
 /// What the supervisor writes to a child.
 #[derive(Debug)]
 pub enum ToChild {

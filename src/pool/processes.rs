@@ -22,6 +22,7 @@ use super::wear::Wear;
 use super::zygote::{self, Command, Number, Scope, Zygote, ZygoteHandle};
 use super::{
     EVENT_CAPACITY, Event, Interrupt, Job, JobId, Pool, PoolConfig, Reload, Running, SlotId, StoreId,
+    TakeBack,
 };
 use crate::backend::Counted;
 use crate::error::Error;
@@ -68,6 +69,11 @@ impl Shared {
     /// Whether these children run event loops.
     pub(super) fn looped(&self) -> bool {
         self.kind == Kind::Loops
+    }
+
+    /// Whether children of this kind note what they begin, and take what lies ready: those that run one job at a time.
+    pub(super) fn has_trays(&self) -> bool {
+        matches!(self.kind, Kind::Prefork | Kind::Solo)
     }
 
     /// The index by which user code knows a child of this place.
@@ -393,6 +399,22 @@ impl Pool for Processes {
 
     fn submit(&mut self, job: Job) -> Result<(SlotId, u32), Box<Job>> {
         self.shared.slots().submit(Box::new(job))
+    }
+
+    fn may_lead(&self) -> bool {
+        self.shared.slots().may_lead()
+    }
+
+    fn submit_ahead(&mut self, job: Job) -> Result<(SlotId, u32), Box<Job>> {
+        self.shared.slots().submit_ahead(Box::new(job))
+    }
+
+    fn take_back(&mut self, which: TakeBack) -> Vec<JobId> {
+        self.shared.slots().take_back(which)
+    }
+
+    fn begun(&mut self) -> (Vec<JobId>, bool) {
+        self.shared.slots().begun()
     }
 
     fn interrupt(&mut self, job: JobId, how: Interrupt) {

@@ -11,6 +11,7 @@ mod ladder;
 mod log;
 mod replay;
 mod run;
+mod work;
 
 use pyo3::prelude::*;
 

@@ -96,6 +96,7 @@ pub fn dispatch(mut delivery: Delivery, rules: &Rules) -> Verdict {
                 eta,
                 expires,
                 bounced: false,
+                counted: false,
                 ticket: None,
                 series: None,
             })),
