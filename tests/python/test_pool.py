@@ -94,7 +94,7 @@ def served(supervisor: Supervisor) -> Iterator[tuple[Supervisor, Any]]:
     os.close(slate)
 
 
-def test_jobs_that_lie_ready_run_in_order_and_what_is_taken_back_does_not(served: tuple[Supervisor, Any]) -> None:
+def test_jobs_that_lie_ready_run_in_order_and_others_come_over_the_socket(served: tuple[Supervisor, Any]) -> None:
     supervisor, child = served
     for number in range(1, 6):
         child.run(number, "add", number, 0)
