@@ -66,6 +66,8 @@ pub struct Hints {
     pub related: bool,
     /// Its body is compressed.
     pub compressed: bool,
+    /// It is shown under another name than its task's.
+    pub shadowed: bool,
 }
 
 impl Hints {
@@ -75,12 +77,18 @@ impl Hints {
             | u8::from(self.ignore_result == Some(false)) << 1
             | u8::from(self.related) << 2
             | u8::from(self.compressed) << 3
+            | u8::from(self.shadowed) << 4
     }
 
     /// The other way round.
     pub fn of_bits(bits: u8) -> Self {
         let is = |bit: u8| bits & (1 << bit) != 0;
-        Self { ignore_result: (is(0) || is(1)).then_some(is(0)), related: is(2), compressed: is(3) }
+        Self {
+            ignore_result: (is(0) || is(1)).then_some(is(0)),
+            related: is(2),
+            compressed: is(3),
+            shadowed: is(4),
+        }
     }
 }
 
@@ -166,6 +174,13 @@ pub enum Outcome {
     },
     /// Its child was killed because the task was revoked with terminate, or cancelled at a cold stop.
     Terminated,
+}
+
+impl Outcome {
+    /// Whether a task that ended so, by its child's own word, had begun.
+    pub(crate) fn has_begun(&self) -> bool {
+        !matches!(self, Self::Undecodable { .. } | Self::Malformed { .. } | Self::Translated { .. })
+    }
 }
 
 /// What a pool tells the worker.

@@ -427,15 +427,10 @@ impl Pool for Processes {
             return;
         }
         if self.kind.is_green() {
-            // The others that run there must not suffer.
-            let limit = match how {
-                Interrupt::SoftLimit => return,
-                Interrupt::HardLimit(limit) => Some(limit),
-                Interrupt::Terminate(_) => None,
-            };
-            let link = self.shared.slots().owner(job);
+            // The others that run there must not suffer. They know no soft limit.
+            let link = self.shared.slots().owner(job).filter(|_| how != Interrupt::SoftLimit);
             if let Some(link) = link {
-                link.send(&ToChild::Interrupt { job, limit });
+                link.send(&ToChild::Interrupt { job, how });
             }
             return;
         }

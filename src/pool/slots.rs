@@ -97,10 +97,12 @@ impl Child {
         self.lanes.iter().map(|lane| u32::from(lane.is_some())).sum()
     }
 
-    /// Whether the child has begun a job that somebody is to be told of, and was not yet.
-    fn begins(&mut self, job: JobId, acks_early: bool) -> bool {
+    /// Whether the child has begun a job that somebody is to be told of, and was not yet. `surely`: by what it said of the
+    /// job; it may have noted another since.
+    fn begins(&mut self, job: JobId, acks_early: bool, surely: bool) -> bool {
+        let Some(beside) = &self.beside else { return false };
         let untold = acks_early && self.begun != Some(job);
-        let news = untold && self.beside.as_ref().and_then(|beside| beside.slate.begun()) == Some(job);
+        let news = untold && (surely || beside.slate.begun() == Some(job));
         if news {
             self.begun = Some(job);
         }
@@ -453,11 +455,14 @@ impl Slots {
         let (wear, lanes, lead) = (self.wear, self.lanes, self.lead);
         let Some(child) = self.children.get_mut(&index) else { return };
         let held = !child.cancelled.is_empty();
+        let begun = outcome.has_begun();
         let outcome = child.cancelled.ended(job, outcome);
         let lane = &mut child.lanes[(slot % lanes) as usize];
         let ran = lane.take();
         *lane = child.beside.as_mut().and_then(Beside::next);
-        if ran.as_ref().is_some_and(|ran| child.begins(job, ran.acks_early)) {
+        // A call is accepted by a frame.
+        let message = ran.as_ref().filter(|ran| ran.work == Work::Message);
+        if message.is_some_and(|ran| child.begins(job, ran.acks_early, begun)) {
             events.push(Event::Accepted { job });
         }
         events.push(Event::Ended { job, outcome });
@@ -500,7 +505,7 @@ impl Slots {
         for child in self.children.values_mut().filter(|child| child.beside.is_some()) {
             let job = child.lanes.iter().flatten().next().filter(|job| job.acks_early);
             let Some(id) = job.map(|job| job.id) else { continue };
-            if child.begins(id, true) {
+            if child.begins(id, true, false) {
                 begun.push(id);
             }
             others |= child.begun != Some(id);
@@ -688,7 +693,7 @@ impl Slots {
                 continue;
             }
             let outcome = doom.unwrap_or_else(|| Outcome::WorkerLost { status: status.clone() });
-            if child.begins(job.id, job.acks_early) {
+            if child.begins(job.id, job.acks_early, false) {
                 events.push(Event::Accepted { job: job.id });
             }
             events.push(Event::Ended { job: job.id, outcome });
@@ -760,13 +765,12 @@ impl Slots {
         let Some(child) = self.children.get_mut(&index) else { return false };
         let Some(link) = child.link.clone() else { return false };
         child.last = None;
-        let soft = how == Interrupt::SoftLimit;
         if child.cancelled.add(job, how, kill_at) {
             // What it would be given now might die with it.
             self.idle.retain(|slot| !slots.contains(slot));
             child.kill_at = child.cancelled.kill_at().into_iter().chain(child.kill_at).min();
         }
-        link.send(&ToChild::Cancel { job, soft });
+        link.send(&ToChild::Interrupt { job, how });
         link.wake();
         true
     }

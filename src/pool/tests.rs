@@ -330,6 +330,21 @@ async fn what_a_child_notes_is_told_once_before_the_job_ends_or_when_somebody_lo
     child.ends(2, success()).await;
     assert!(matches!(stage.event().await, Some(Event::Accepted { job: 2 })));
     assert_eq!(stage.ended().await, (2, success()));
+    // It may be at the next already.
+    stage.pool.submit(early(20)).unwrap();
+    stage.pool.submit_ahead(early(21)).unwrap();
+    child.notes(20);
+    child.notes(21);
+    child.ends(20, success()).await;
+    assert!(matches!(stage.event().await, Some(Event::Accepted { job: 20 })));
+    assert_eq!(stage.ended().await, (20, success()));
+    assert_eq!(stage.pool.begun(), (vec![21], false));
+    child.ends(21, success()).await;
+    assert_eq!(stage.ended().await, (21, success()));
+    // What cannot be decoded has not begun.
+    stage.pool.submit(early(22)).unwrap();
+    child.ends(22, Outcome::Undecodable { reason: "no JSON".into() }).await;
+    assert!(matches!(stage.ended().await, (22, Outcome::Undecodable { .. })));
     // What is acknowledged late is of interest to nobody.
     stage.pool.submit(job(3)).unwrap();
     child.notes(3);
@@ -860,17 +875,13 @@ async fn one_greenlet_of_many_is_ended_by_a_frame_and_its_slot_is_free_again() {
         stage.pool.submit(job(id)).unwrap();
         child.hears_job().await;
     }
-    for (how, limit) in [
-        (Interrupt::HardLimit(2.5), Some(2.5)),
-        (Interrupt::SoftLimit, None),
-        (Interrupt::Terminate(9), None),
-    ] {
+    for how in [Interrupt::HardLimit(2.5), Interrupt::SoftLimit, Interrupt::Terminate(9)] {
         stage.pool.interrupt(1, how);
         if how == Interrupt::SoftLimit {
             continue;
         }
         match child.hears().await {
-            ToChild::Interrupt { job: 1, limit: told } => assert_eq!(told, limit),
+            ToChild::Interrupt { job: 1, how: told } => assert_eq!(told, how),
             other => panic!("{other:?}"),
         }
     }
@@ -1045,10 +1056,10 @@ async fn a_loop_runs_many_jobs_and_an_interrupt_reaches_one_of_them() {
     child.ends(3, success()).await;
     assert_eq!(stage.ended().await, (3, success()));
     stage.pool.interrupt(1, Interrupt::SoftLimit);
-    assert!(matches!(child.hears().await, ToChild::Cancel { job: 1, soft: true }));
+    assert!(matches!(child.hears().await, ToChild::Interrupt { job: 1, how: Interrupt::SoftLimit }));
     assert_eq!(stage.pool.idle_loops(), 1, "a soft limit holds nothing back");
     stage.pool.interrupt(2, Interrupt::HardLimit(2.5));
-    assert!(matches!(child.hears().await, ToChild::Cancel { job: 2, soft: false }));
+    assert!(matches!(child.hears().await, ToChild::Interrupt { job: 2, how: Interrupt::HardLimit(2.5) }));
     assert_eq!(stage.pool.idle_loops(), 0, "what is given now might die with the child");
     child.ends(2, Outcome::Terminated).await;
     assert_eq!(stage.ended().await, (2, Outcome::TimedOut { limit: 2.5 }));

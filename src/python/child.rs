@@ -26,7 +26,7 @@ use crate::backend::{Counted, Part, Record};
 use crate::broker::Publication;
 use crate::broker::topology::Queue;
 use crate::pool::ipc::{FromChild, ToChild, split};
-use crate::pool::{Job, Outcome, Work, slate};
+use crate::pool::{Interrupt, Job, Outcome, Work, slate};
 use crate::protocol::Json;
 use crate::protocol::signature::{self, Call};
 
@@ -192,13 +192,13 @@ impl Inbox {
                     self.news.answered.push(serial);
                     wake = Wake::All;
                 }
-                // Other children are signalled.
-                Ok(ToChild::Cancel { job, soft }) => {
-                    if let Some(looped) = &mut self.looped {
-                        looped.interrupts.push((job, soft));
+                Ok(ToChild::Interrupt { job, how }) => match &mut self.looped {
+                    Some(looped) => looped.interrupts.push((job, how == Interrupt::SoftLimit)),
+                    None => {
+                        let limit = if let Interrupt::HardLimit(limit) = how { Some(limit) } else { None };
+                        self.news.interrupts.push((job, limit));
                     }
-                }
-                Ok(ToChild::Interrupt { job, limit }) => self.news.interrupts.push((job, limit)),
+                },
                 Ok(ToChild::Stop) => (self.leave, wake) = (Some(STOP), Wake::All),
                 Ok(ToChild::Recycle) => (self.leave, wake) = (Some(RECYCLE), Wake::All),
                 // Both ends are of one build; a stream that cannot be read is as good as closed.

@@ -1,11 +1,17 @@
 """Tasks that are plain, and what they can see and leave behind."""
 
+import os
+
 import billiard
 from base import make_app, record
 from celery import Task, current_task, signals
+from celery.app import trace
 from celery.app.task import Context
 
 app = make_app("plainly")
+
+if os.environ.get("SHOW_ARGUMENTS"):
+    trace.LOG_SUCCESS += " of %(args)s and %(kwargs)s"
 
 
 class Watching(Task):

@@ -1,7 +1,7 @@
 """Plain tasks, which Celery's tracer need not run: results, requests, tracebacks, with it and without."""
 
 import pytest
-from support.lines import plain
+from support.lines import lines_of_task, plain
 from support.raw import body, headers, put
 
 SWITCH = "CELERIAC_EXECUTION"
@@ -77,6 +77,26 @@ def test_other_pools_do_the_same(alike, pool, execution):
 def test_extended_results_have_everything(alike, execution):
     seen = alike(observe(execution), result_extended=True)
     assert "name" in seen["nothing"]
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_the_line_of_a_success_says_what_the_app_wants_it_to(alike, execution):
+    def scenario(stage):
+        worker = stage.worker(app="plainly", env={SWITCH: execution, "SHOW_ARGUMENTS": "1"})
+        results = [
+            stage.send("echo", 1, kwargs={"a": 2}),
+            stage.send("echo", "x" * 2000),
+            stage.send("nothing", shadow="another name"),
+            stage.send("echo", 3, argsrepr="<secret>"),
+            stage.send("look"),
+        ]
+        for result in results:
+            result.get(timeout=30)
+        worker.wait_log("succeeded in", count=len(results))
+        said = [line for result in results[:-1] for line in lines_of_task(worker.log, result.id)]
+        return sorted(line for line in said if "succeeded" in line[2])
+
+    assert "of <secret> and" in str(alike(scenario))
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
