@@ -18,7 +18,7 @@ CONFORMANCE ?= ../shared/conformance/run-integration
 BENCH ?= ../shared/bench
 
 # Of pytest: most of them wait most of the time, three for Celery's own suite.
-PROCESSES ?= 7
+PROCESSES ?= 5
 
 # What a change of must build the wheel anew.
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src python -type f -not -name '*.pyc' -not -name '*.so')

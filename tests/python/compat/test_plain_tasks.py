@@ -3,6 +3,7 @@
 import pytest
 from support.lines import lines_of_task, plain
 from support.raw import body, headers, put
+from support.waiting import until
 
 SWITCH = "CELERIAC_EXECUTION"
 EXECUTIONS = ["native", "python"]
@@ -43,6 +44,8 @@ def observe(execution, *options, **settings):
         }  # fmt: skip
         stage.wait_empty()
         worker.wait_log(f"Task reads[{sent['after all'].id}] succeeded")
+        # It was sent anew, behind all others.
+        until(sent["retry"].ready, stage.logs)
         found = {}
         for name, result in sent.items():
             document = dict(result._get_task_meta())

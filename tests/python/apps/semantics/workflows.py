@@ -74,7 +74,7 @@ def task(self, *args, op, w):
         case "retry":
             if not self.request.retries:
                 # Later than the producer takes to send what comes behind it.
-                raise self.retry(countdown=0.3, exc=ValueError("once more"))
+                raise self.retry(countdown=1, exc=ValueError("once more"))
             return sum(flat(args))
         case "retry_in_vain":
             raise self.retry(countdown=0, max_retries=1, exc=ValueError("in vain"))
