@@ -36,10 +36,15 @@ impl Live {
         }
     }
 
-    /// How many messages the next turn asks for.
+    /// How many messages there is room for, while there may be some.
+    pub(super) fn could_take(&self) -> usize {
+        if self.ready && self.outbox.is_empty() { self.room() } else { 0 }
+    }
+
+    /// How many messages the next turn asks for. Less than a step's worth is asked for only after a moment.
     pub(super) fn wanted(&self) -> usize {
-        let room = if self.ready && self.outbox.is_empty() { self.room() } else { 0 };
-        if room < self.step.min(self.batch.size()) { 0 } else { room }
+        let room = self.could_take();
+        if room < self.step.min(self.batch.size()) && !self.is_late() { 0 } else { room }
     }
 
     /// One turn: deletes what is settled and takes what there is room for.
@@ -66,9 +71,7 @@ impl Live {
             }
             let answer: Option<Vec<Value>> = self.link.eval(&TURN, &call).await?;
             self.settled.drain(..settled);
-            if self.settled.is_empty() {
-                self.tell_by = None;
-            }
+            self.turn_by = None;
             let taken = answer.ok_or_else(|| self.declared_dead())?;
             if wanted > 0 {
                 let count = self.on_taken(tags, taken);

@@ -26,8 +26,8 @@ use super::sweep::Findings;
 use crate::broker::{Command, Event, Publication, Remembrance, Settlement, Tag};
 use crate::error::BrokerError;
 
-/// How long what is settled may wait for company while there is no room for a turn's worth of messages.
-const TELL: Duration = Duration::from_millis(1);
+/// How long what is settled, and room for less than a step's worth of messages, may wait for company.
+const PATIENCE: Duration = Duration::from_millis(1);
 
 pub(super) struct Live {
     link: Link,
@@ -74,8 +74,8 @@ pub(super) struct Live {
     next_renewal: Instant,
 
     settled: Vec<String>,
-    /// When the server is told of these at the latest: with the next messages, or soon.
-    tell_by: Option<Instant>,
+    /// When there is a turn at the latest, if there is something to be told or some room.
+    turn_by: Option<Instant>,
     given_back: Vec<(Tag, String)>,
     requeued: Vec<String>,
     parks: Vec<(Tag, f64)>,
@@ -143,7 +143,7 @@ impl Live {
             next_beat: now,
             next_renewal: now,
             settled: Vec::new(),
-            tell_by: None,
+            turn_by: None,
             given_back: Vec::new(),
             requeued: Vec::new(),
             parks: Vec::new(),
@@ -191,6 +191,9 @@ impl Live {
                 self.on_broadcast(&channel, payload);
             }
             self.carry_out().await?;
+            if self.turn_by.is_none() && self.could_take() > 0 {
+                self.turn_by = Some(Instant::now() + PATIENCE);
+            }
             if let Some(answer) = self.closing.take() {
                 self.close().await?;
                 return Ok(answer);
@@ -218,7 +221,12 @@ impl Live {
         self.wanted() > 0
             || self.settled.len() >= CLAIM
             || (!self.settled.is_empty() && !self.published.is_empty())
-            || self.tell_by.is_some_and(|by| by <= Instant::now())
+            || self.is_late()
+    }
+
+    /// Whether what there is to do has waited for company long enough.
+    pub(super) fn is_late(&self) -> bool {
+        self.turn_by.is_some_and(|by| by <= Instant::now())
     }
 
     async fn wait(&mut self) -> Result<(), BrokerError> {
@@ -238,7 +246,7 @@ impl Live {
             }
             Some((channel, payload)) = self.pushes.broadcasts.recv() => self.on_broadcast(&channel, payload),
             () = tokio::time::sleep_until(self.next_beat) => {}
-            () = tokio::time::sleep_until(self.tell_by.unwrap_or(self.next_beat)) => {}
+            () = tokio::time::sleep_until(self.turn_by.unwrap_or(self.next_beat)) => {}
             () = tokio::time::sleep_until(self.next_look), if listens => {}
             () = self.again.notified() => self.next_beat = Instant::now(),
             () = self.pushes.lost.cancelled() => return Err(self.link.gone("the server closed the connection")),
@@ -319,7 +327,7 @@ impl Live {
 
     pub(super) fn settle_soon(&mut self, field: String) {
         self.settled.push(field);
-        self.tell_by.get_or_insert_with(|| Instant::now() + TELL);
+        self.turn_by.get_or_insert_with(|| Instant::now() + PATIENCE);
     }
 
     /// Everything gathered but acknowledgements, which travel with the next claim.
