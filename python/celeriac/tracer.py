@@ -54,7 +54,7 @@ Scan = Callable[[str, int], tuple[Any, int]]
 SWITCH = "CELERIAC_EXECUTION"
 
 #: Bits of a job's hints, as src/pool/mod.rs sets them.
-IGNORE, KEEP, RELATED, COMPRESSED, SHADOWED = 1, 2, 4, 8, 16
+IGNORE, KEEP, RELATED, COMPRESSED = 1, 2, 4, 8
 
 #: What a request says of what follows its task.
 FOLLOWING = ("callbacks", "chain", "chord")
@@ -277,23 +277,15 @@ def build(task: Task, plan: Plan, writer: backends.Writer | None) -> Tracer:
     return trace_plain
 
 
-class _Line(dict[str, Any]):
-    """What the line of a success may say; what it rarely says is looked up when it does."""
-
-    request: Any
-
-    def __missing__(self, key: str) -> str:
-        if key not in ("args", "kwargs"):
-            raise KeyError(key)
-        shown: str = self.request.get(f"{key}repr") or trace.safe_repr(getattr(self.request, key))
-        return shown
-
-
 def _log(task: Task, uuid: str, request: Any, text: str, runtime: float) -> None:
-    hints = object.__getattribute__(request, "__dict__").get("hints", SHADOWED)
-    name = trace.get_task_name(request, task.name) if hints & SHADOWED else task.name
-    line = _Line(id=uuid, name=name, return_value=text, runtime=runtime)
-    line.request = request
+    line = {
+        "id": uuid,
+        "name": trace.get_task_name(request, task.name),
+        "return_value": text,
+        "runtime": runtime,
+        "args": request.get("argsrepr") or trace.safe_repr(request.args),
+        "kwargs": request.get("kwargsrepr") or trace.safe_repr(request.kwargs),
+    }
     trace.info(trace.LOG_SUCCESS, line)
 
 
@@ -391,8 +383,7 @@ class _Results:
     def store(self, uuid: str, value: Any, request: Any) -> None:
         untouched = object.__getattribute__(request, "__dict__").get("hints")
         # Whoever has looked at the request may have left children there.
-        plain = untouched is not None and untouched & ~SHADOWED == KEEP
-        if self.plain and plain and not isinstance(value, ResultBase) and self.writer.mine():
+        if self.plain and untouched == KEEP and not isinstance(value, ResultBase) and self.writer.mine():
             result = "null" if value is None else kombu_json.dumps(value)
             done = datetime.now(timezone.utc).isoformat()
             document = (

@@ -670,12 +670,7 @@ mod tests {
             .into_iter()
             .flat_map(|ignore_result| [false, true].map(|related| (ignore_result, related)))
             .flat_map(|(ignore_result, related)| {
-                [(false, false), (true, false), (false, true)].map(|(compressed, shadowed)| Hints {
-                    ignore_result,
-                    related,
-                    compressed,
-                    shadowed,
-                })
+                [false, true].map(|compressed| Hints { ignore_result, related, compressed })
             });
         for hints in every {
             let mut buffer = BytesMut::new();

@@ -66,8 +66,6 @@ pub struct Hints {
     pub related: bool,
     /// Its body is compressed.
     pub compressed: bool,
-    /// It is shown under another name than its task's.
-    pub shadowed: bool,
 }
 
 impl Hints {
@@ -77,18 +75,12 @@ impl Hints {
             | u8::from(self.ignore_result == Some(false)) << 1
             | u8::from(self.related) << 2
             | u8::from(self.compressed) << 3
-            | u8::from(self.shadowed) << 4
     }
 
     /// The other way round.
     pub fn of_bits(bits: u8) -> Self {
         let is = |bit: u8| bits & (1 << bit) != 0;
-        Self {
-            ignore_result: (is(0) || is(1)).then_some(is(0)),
-            related: is(2),
-            compressed: is(3),
-            shadowed: is(4),
-        }
+        Self { ignore_result: (is(0) || is(1)).then_some(is(0)), related: is(2), compressed: is(3) }
     }
 }
 

@@ -85,7 +85,6 @@ impl Request {
             ignore_result: headers.ignore_result,
             related: headers.parent_id.is_some() || headers.group.is_some(),
             compressed: headers.compression.is_some(),
-            shadowed: headers.display_name() != headers.task,
         }
     }
 

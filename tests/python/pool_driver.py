@@ -42,7 +42,6 @@ def _hints(headers: dict[str, Any]) -> int:
         | tracer.KEEP * (ignores is False)
         | tracer.RELATED * bool(headers.get("parent_id") or headers.get("group"))
         | tracer.COMPRESSED * bool(headers.get("compression"))
-        | tracer.SHADOWED * bool(headers.get("shadow"))
     )
 
 
