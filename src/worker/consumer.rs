@@ -450,7 +450,10 @@ impl Consumer {
         if self.look_at.is_none_or(|at| Instant::now() < at) {
             return;
         }
-        self.take_back(TakeBack::BehindLong);
+        // A lone child would only get it again; and while it is taken back the child may take what comes after it.
+        if self.pool.capacity() > 1 {
+            self.take_back(TakeBack::BehindLong);
+        }
         let (begun, others) = self.pool.begun();
         self.look_wait = if begun.is_empty() { (self.look_wait * 2).min(LOOK.1) } else { LOOK.0 };
         self.look_at = others.then(|| Instant::now() + self.look_wait);
