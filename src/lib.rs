@@ -19,7 +19,7 @@
 //!
 //! A [`broker::Session`] gives deliveries. [`worker::dispatch`] judges each by its headers: refused (the parent
 //! reports, then settles) or a request. A request waits for its `eta` (parked in the broker where it can be), for its
-//! turn under a rate limit, or for a slot. Nothing waits behind a long task: a job goes to an idle slot, or lies ready behind a short one. The
+//! turn under a rate limit, or for an idle slot; only idle slots take jobs, so nothing waits behind a long task. The
 //! [`pool`] writes a frame to the child and reports what comes back: accepted, results to store, the outcome.
 //! [`worker::acks`] alone decides what the broker is told, after it has confirmed what continues the task, results are
 //! written and the parent has reported what no child could. Settlements, results and frames travel in batches of
@@ -56,7 +56,7 @@
 //! | [`protocol`] | bytes to types: messages, protocol 1, signatures, times, Python's JSON and `repr`, result documents; no I/O |
 //! | [`broker`] | the trait, sessions, topology, the failover list; `redis`, `amqp`, `filesystem`, `memory` |
 //! | [`backend`] | the trait and the result backends |
-//! | [`pool`] | slots, what lies ready (`tray`), event loops (`loops`), frames (`ipc`), children and the zygote's end (`processes`), when they are worn out (`wear`, `memory`) |
+//! | [`pool`] | slots, event loops (`loops`), frames (`ipc`), children and the zygote's end (`processes`), when they are worn out (`wear`, `memory`) |
 //! | [`worker`] | the loop (`consumer`; `intake`, `ready`, `outcomes`, `continuations`, `life`), its link to the broker, dispatch, acks, which events are told when, neighbours, schedule, autoscale, stopping |
 //! | [`control`] | remote control as a table of commands |
 //! | [`cluster`] | the logical clock; events and heartbeats; mingle and gossip, as state without I/O |
@@ -106,13 +106,6 @@
 //! - **Waking on Redis without taking.** A blocking pop loses the message when its reply is lost, and a blocking move
 //!   watches one list only. The session asks the server to be told when its lists change (client tracking) and then
 //!   claims by script. Every idle worker is woken by a message; one gets it.
-//! - **Jobs lie ready, and can be taken back.** On most machines a wake-up costs more than an empty task. So a few jobs lie
-//!   behind the one that a child runs (`pool::tray`), a queue of packets in the kernel that child and supervisor both read:
-//!   each packet goes to one of the two. What lies behind a job that has run for two milliseconds, or while another child
-//!   is idle, or when a child is to leave or to be signalled, is the worker's again. That a child has begun an early-acked
-//!   task it notes in a file in memory (`pool::slate`), where the supervisor looks, and wakes nobody.
-//! - **Messages are fetched by steps.** One more is not asked for before half of what may wait has room, as long as nobody
-//!   is idle meanwhile; and what is acknowledged waits a millisecond for company.
 //! - **Fresh tags.** kombu keeps a message's tag through redelivery, so a late acknowledgement of the first holder
 //!   deletes the second holder's record. Ours records every claim anew, and for the queue it was taken from.
 //! - **Parked `eta`.** A far `eta` stays in `unacked` with the score `eta - visibility_timeout`: it takes no prefetch,
@@ -166,8 +159,6 @@
 //! | ticket | a message that the app's own objects decide about |
 //! | call | a pickled function that such an object has a child run |
 //! | incident | what the parent reports because no child will |
-//! | slate | where a child notes what it has begun |
-//! | tray | what lies ready for a child to take by itself |
 //! | spare | a child that is up and waits to take over the slots of one that is worn out |
 
 pub mod backend;

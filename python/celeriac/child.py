@@ -13,7 +13,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import billiard
@@ -65,22 +64,12 @@ class Started(NamedTuple):
     trace: tracer.Tracer
 
 
-def main(
-    plan: Plan,
-    number: int,
-    index: int,
-    descriptor: int,
-    slate: int | None = None,
-    tray: int | None = None,
-    *,
-    looped: bool = False,
-) -> int:
+def main(plan: Plan, number: int, index: int, descriptor: int, *, looped: bool = False) -> int:
     """The whole life of a child, from the fork on. Gives its exit status. `looped`: it runs an event loop."""
     _leave_finalizers_to_their_owner()
-    pipe = partial(ChildPipe, descriptor, looped=looped, slate=slate, tray=tray)
     if plan.kind == "prefork":
-        return _prefork(plan, number, index, pipe, looped)
-    return _in_main_process(plan, pipe)
+        return _prefork(plan, number, index, descriptor, looped)
+    return _in_main_process(plan, descriptor)
 
 
 def _leave_finalizers_to_their_owner() -> None:
@@ -89,11 +78,11 @@ def _leave_finalizers_to_their_owner() -> None:
         finalizer.atexit = False
 
 
-def _prefork(plan: Plan, number: int, index: int, make_pipe: Callable[[], ChildPipe], looped: bool) -> int:
+def _prefork(plan: Plan, number: int, index: int, descriptor: int, looped: bool) -> int:
     # Billiard's own process object does what it does in Celery: name and index that logs and user code read,
     # stdin from /dev/null, fresh logging locks, after-fork hooks of the app and its pools.
     process = billiard.get_context("fork").Process(
-        target=_prefork_body, args=(plan, make_pipe, looped), name=f"ForkPoolWorker-{number}"
+        target=_prefork_body, args=(plan, descriptor, looped), name=f"ForkPoolWorker-{number}"
     )
     process.daemon = True
     process.index = index
@@ -101,12 +90,12 @@ def _prefork(plan: Plan, number: int, index: int, make_pipe: Callable[[], ChildP
     return status
 
 
-def _prefork_body(plan: Plan, make_pipe: Callable[[], ChildPipe], looped: bool) -> None:
+def _prefork_body(plan: Plan, descriptor: int, looped: bool) -> None:
     # Billiard's mark that its handler of TERM has run; 4.3 has functions for it, 4.2 has not.
     billiard_common._should_have_exited[0] = False
     for name in ("SIGQUIT", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
-    pipe = make_pipe()
+    pipe = ChildPipe(descriptor, looped=looped)
     run = _looped(plan, pipe) if looped else _one_by_one(plan, pipe)
     status: int | None = EX_FAILURE
     try:
@@ -141,7 +130,7 @@ def _looped(plan: Plan, pipe: ChildPipe) -> Callable[[], int]:
     return Loop(plan, pipe).run
 
 
-def _in_main_process(plan: Plan, make_pipe: Callable[[], ChildPipe]) -> int:
+def _in_main_process(plan: Plan, descriptor: int) -> int:
     """`threads` and `solo`: to user code this is the worker's main process."""
     billiard_util._finalizer_registry.clear()
     billiard_util._run_after_forkers()
@@ -149,7 +138,7 @@ def _in_main_process(plan: Plan, make_pipe: Callable[[], ChildPipe]) -> int:
     for name in ("SIGTERM", "SIGQUIT", "SIGHUP", "SIGINT", "SIGUSR1"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     platforms.set_mp_process_title("celeryd", hostname=plan.hostname)
-    pipe = make_pipe()
+    pipe = ChildPipe(descriptor)
     app = plan.app
     writer = backends.install(app, pipe) if plan.native_results else None
     _set_task_join_will_block(True)
@@ -244,7 +233,7 @@ class Lane:
             # From the acceptance on: that is when the soft limit begins to run.
             _interruptible = True
             if started.acks_early:
-                self.pipe.begun(number)
+                self.pipe.accepted(number)
             answer = self.trace(started)
             _interruptible = False
         except BaseException as exc:

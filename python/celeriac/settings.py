@@ -213,7 +213,7 @@ SETTINGS: dict[str, list[Setting]] = {
             "start",
             "`fork`. `spawn` is refused: celeriac forks from a process that has no threads.",
         ),
-        Setting("worker_pool_putlocks", "", "No effect: no task waits behind another that takes long."),
+        Setting("worker_pool_putlocks", "", "No effect: a task is only handed to an idle child."),
         Setting("worker_pool_restarts", "start", "Allows `pool_restart`."),
         Setting("worker_proc_alive_timeout", "supervisor", "A child that is not up after so many seconds is replaced."),
         Setting(

@@ -260,7 +260,7 @@ def build(task: Task, plan: Plan, writer: backends.Writer | None) -> Tracer:
                     if success_receivers:
                         send_success(sender=task, result=retval, runtime=runtime)
                     if logs:
-                        _log(task, uuid, request, text, runtime)
+                        _log(task, uuid, args, kwargs, request, text, runtime)
         finally:
             try:
                 if postrun_receivers and not left:
@@ -277,16 +277,18 @@ def build(task: Task, plan: Plan, writer: backends.Writer | None) -> Tracer:
     return trace_plain
 
 
-def _log(task: Task, uuid: str, request: Any, text: str, runtime: float) -> None:
-    line = {
-        "id": uuid,
-        "name": trace.get_task_name(request, task.name),
-        "return_value": text,
-        "runtime": runtime,
-        "args": request.get("argsrepr") or trace.safe_repr(request.args),
-        "kwargs": request.get("kwargsrepr") or trace.safe_repr(request.kwargs),
-    }
-    trace.info(trace.LOG_SUCCESS, line)
+def _log(task: Task, uuid: str, args: Any, kwargs: Any, request: Any, text: str, runtime: float) -> None:
+    trace.info(
+        trace.LOG_SUCCESS,
+        {
+            "id": uuid,
+            "name": trace.get_task_name(request, task.name),
+            "return_value": text,
+            "runtime": runtime,
+            "args": request.get("argsrepr") or trace.safe_repr(args),
+            "kwargs": request.get("kwargsrepr") or trace.safe_repr(kwargs),
+        },
+    )
 
 
 def _stack(stack: Any) -> tuple[Callable[[Any], Any], Callable[[], Any]]:

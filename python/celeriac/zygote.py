@@ -140,11 +140,6 @@ def _run(
         os._exit(status)
 
 
-def _close(descriptors: list[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
-
-
 def _flush() -> None:
     """What is buffered must not be written by both sides of a fork."""
     for stream in (sys.stdout, sys.stderr):
@@ -225,14 +220,14 @@ class _Server:
 
     def command(self) -> bool:
         """Carries one command out. False: the supervisor has hung up."""
-        record, given, _, _ = socket.recv_fds(self.control, RECORD.size, 3)
+        record, sockets, _, _ = socket.recv_fds(self.control, RECORD.size, 1)
         while record and len(record) < RECORD.size:
             record += self.control.recv(RECORD.size - len(record))
         if not record:
             return False
         kind, number, argument, value = RECORD.unpack(record)
         if kind == FORK:
-            self.fork(number, argument, given, looped=bool(value))
+            self.fork(number, argument, sockets[0], looped=bool(value))
         elif kind == SIGNAL:
             self.signal(number, value, group=bool(argument))
         elif kind == RELOAD:
@@ -259,24 +254,23 @@ class _Server:
     def report(self, kind: int, number: int, value: int = 0, argument: int = 0) -> None:
         self.control.sendall(RECORD.pack(kind, number, argument, value))
 
-    def fork(self, number: int, index: int, given: list[int], *, looped: bool) -> None:
-        """`given`: the child's socket and, where it runs one job at a time, its slate and its tray."""
+    def fork(self, number: int, index: int, descriptor: int, *, looped: bool) -> None:
         signals.worker_before_create_process.send(sender=AsynPool)
         _flush()
         zygote = os.getpid()
         try:
             pid = os.fork()
         except OSError as error:
-            _close(given)
+            os.close(descriptor)
             self.report(FAILED, number, error.errno or errno.EAGAIN)
             return
         if pid == 0:
-            self.become_child(zygote, number, index, given, looped)
-        _close(given)
+            self.become_child(zygote, number, index, descriptor, looped)
+        os.close(descriptor)
         self.numbers[pid] = number
         self.report(FORKED, number, pid)
 
-    def become_child(self, zygote: int, number: int, index: int, given: list[int], looped: bool) -> NoReturn:
+    def become_child(self, zygote: int, number: int, index: int, descriptor: int, looped: bool) -> NoReturn:
         """Never returns: above it is the zygote's own code."""
         status = 1
         try:
@@ -288,8 +282,8 @@ class _Server:
             for end in (self.control, self.wakeup, self.alarm):
                 end.close()
             if self.plan.kind in green.KINDS:
-                green.become(self.plan, given[0])
-            status = child.main(self.plan, number, index, *given, looped=looped)
+                green.become(self.plan, descriptor)
+            status = child.main(self.plan, number, index, descriptor, looped=looped)
         except BaseException:
             logger.critical("A child ends with an error outside of any task", exc_info=True)
         finally:

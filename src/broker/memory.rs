@@ -379,7 +379,6 @@ impl Consumer {
             }),
             Command::Unpark(tags) => self.unparked.extend(tags),
             Command::Prefetch(count) => self.prefetch = count as usize,
-            Command::Step(_) => {}
             Command::Consume(queue, answer) => {
                 hub.change(|state| state.declare(&queue));
                 if !self.queues.contains(&queue.name) {

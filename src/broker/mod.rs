@@ -70,8 +70,6 @@ pub struct Consume {
     pub queues: Vec<Queue>,
     /// Most deliveries that may be unsettled at once, parked ones not counted; 0: no bound.
     pub prefetch: u32,
-    /// As [`Command::Step`]; 1 for brokers that ask for one at a time.
-    pub step: u32,
     /// Nothing is fetched before [`Command::Resume`]. Brokers that do not park may ignore it.
     pub paused: bool,
     /// The exchange of remote control (`celery.pidbox`), or none when it is off.
@@ -156,9 +154,6 @@ pub enum Command {
     Unpark(Vec<Tag>),
     /// Changes how many deliveries may be unsettled.
     Prefetch(u32),
-    /// How many more may be unsettled before it is worth fetching: fewer than that would keep nobody busy. Sessions that
-    /// do not ask for deliveries ignore it.
-    Step(u32),
     /// Consumes one more queue, declaring it first; the answer comes when the broker has agreed or refused. A
     /// refusal leaves the session as it was.
     Consume(Box<Queue>, oneshot::Sender<Result<(), BrokerError>>),

@@ -198,7 +198,7 @@ pub const WORKER: &[Flag] = &[
         name: "optimization",
         spellings: &["-O", "--optimization"],
         reading: Reading::Choice(&["default", "fair"]),
-        help: "Both mean that no task waits behind another that takes long",
+        help: "Both mean that a task goes only to an idle child",
         ..NODE
     },
     Flag {

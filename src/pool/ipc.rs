@@ -10,16 +10,13 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::{Hints, Interrupt, Job, JobId, Outcome, Work};
+use super::{Hints, Job, JobId, Outcome, Work};
 use crate::backend::{Counted, Part, Record};
 use crate::broker::Publication;
 use crate::protocol::{DeliveryInfo, Json, Message};
 
 /// Longest frame that is believed: Redis holds values up to 512 MiB, base64 and headers included.
 pub const MAX_FRAME: usize = 1 << 30;
-
-/// Where a frame of [`ToChild::Run`] has the job's number.
-pub(super) const RUN_ID: std::ops::Range<usize> = 5..13;
 
 /// What the supervisor writes to a child.
 #[derive(Debug)]
@@ -40,12 +37,19 @@ pub enum ToChild {
         /// The answer.
         counted: Counted,
     },
-    /// End one of many jobs before its time, in a child with an event loop or of greenlets: others are signalled.
+    /// End one of many jobs before its time. Only for children with an event loop: others are signalled.
+    Cancel {
+        /// Which.
+        job: JobId,
+        /// Its soft limit has passed; else it is cancelled, and what it still says is not wanted.
+        soft: bool,
+    },
+    /// End this job, in a child of greenlets: it has passed this hard limit or, without one, was revoked or cancelled.
     Interrupt {
         /// Which.
         job: JobId,
-        /// Why.
-        how: Interrupt,
+        /// The limit, seconds.
+        limit: Option<f64>,
     },
     /// Leave through the exit hooks.
     Stop,
@@ -153,6 +157,11 @@ impl ToChild {
             }
             Self::Stop => out.put_u8(3),
             Self::Recycle => out.put_u8(4),
+            Self::Cancel { job, soft } => {
+                out.put_u8(16);
+                out.put_u64_le(*job);
+                out.put_u8(u8::from(*soft));
+            }
             Self::Counted { serial, counted } => {
                 out.put_u8(5);
                 out.put_u64_le(*serial);
@@ -163,20 +172,11 @@ impl ToChild {
                 }
                 out.put_u8(u8::from(counted.sends));
             }
-            Self::Interrupt { job, how } => {
+            Self::Interrupt { job, limit } => {
                 out.put_u8(6);
                 out.put_u64_le(*job);
-                match how {
-                    Interrupt::SoftLimit => out.put_u8(0),
-                    Interrupt::HardLimit(limit) => {
-                        out.put_u8(1);
-                        out.put_f64_le(*limit);
-                    }
-                    Interrupt::Terminate(signal) => {
-                        out.put_u8(2);
-                        out.put_i32_le(*signal);
-                    }
-                }
+                out.put_u8(u8::from(limit.is_some()));
+                out.put_f64_le(limit.unwrap_or_default());
             }
         });
     }
@@ -215,6 +215,7 @@ impl ToChild {
             2 => Self::Stored { serial: fields.u64()?, error: fields.optional_text()? },
             3 => Self::Stop,
             4 => Self::Recycle,
+            16 => Self::Cancel { job: fields.u64()?, soft: fields.u8()? != 0 },
             5 => Self::Counted {
                 serial: fields.u64()?,
                 counted: Counted {
@@ -224,14 +225,7 @@ impl ToChild {
                     sends: fields.u8()? != 0,
                 },
             },
-            6 => Self::Interrupt {
-                job: fields.u64()?,
-                how: match fields.u8()? {
-                    0 => Interrupt::SoftLimit,
-                    1 => Interrupt::HardLimit(fields.f64()?),
-                    _ => Interrupt::Terminate(fields.u32()?.cast_signed()),
-                },
-            },
+            6 => Self::Interrupt { job: fields.u64()?, limit: fields.optional(Fields::f64)? },
             kind => return Err(FrameError::Kind(kind)),
         })
     }
@@ -690,12 +684,20 @@ mod tests {
     }
 
     #[test]
+    fn a_cancellation_survives_the_pipe() {
+        let mut buffer = BytesMut::new();
+        ToChild::Cancel { job: 7, soft: true }.encode(&mut buffer);
+        let back = ToChild::decode(split(&mut buffer).unwrap().unwrap()).unwrap();
+        assert!(matches!(back, ToChild::Cancel { job: 7, soft: true }), "{back:?}");
+    }
+
+    #[test]
     fn the_end_of_a_job_that_is_asked_for_survives_the_pipe() {
-        for asked in [Interrupt::SoftLimit, Interrupt::HardLimit(2.5), Interrupt::Terminate(9)] {
+        for asked in [None, Some(2.5)] {
             let mut buffer = BytesMut::new();
-            ToChild::Interrupt { job: 9, how: asked }.encode(&mut buffer);
+            ToChild::Interrupt { job: 9, limit: asked }.encode(&mut buffer);
             match ToChild::decode(split(&mut buffer).unwrap().unwrap()).unwrap() {
-                ToChild::Interrupt { job: 9, how } => assert_eq!(how, asked),
+                ToChild::Interrupt { job: 9, limit } => assert_eq!(limit, asked),
                 other => panic!("{other:?}"),
             }
         }

@@ -8,11 +8,9 @@ mod loops;
 mod memory;
 mod process;
 pub mod processes;
-pub(crate) mod slate;
 mod slots;
 #[cfg(test)]
 mod tests;
-pub(crate) mod tray;
 mod wear;
 pub mod zygote;
 
@@ -49,7 +47,7 @@ pub struct Job {
     pub content_type: String,
     /// Encoding of the body.
     pub content_encoding: String,
-    /// Whether somebody is told when a child begins it ([`Event::Accepted`]): the broker, or monitors.
+    /// Whether the child says when it begins ([`Event::Accepted`]): the broker is told then, or monitors are.
     pub acks_early: bool,
     /// What the body is.
     pub work: Work,
@@ -168,13 +166,6 @@ pub enum Outcome {
     Terminated,
 }
 
-impl Outcome {
-    /// Whether a task that ended so, by its child's own word, had begun.
-    pub(crate) fn has_begun(&self) -> bool {
-        !matches!(self, Self::Undecodable { .. } | Self::Malformed { .. } | Self::Translated { .. })
-    }
-}
-
 /// What a pool tells the worker.
 #[derive(Debug)]
 pub enum Event {
@@ -191,8 +182,7 @@ pub enum Event {
         slot: SlotId,
     },
     /// A child has decoded a job and starts it. Only for jobs with `acks_early`; others are accepted by being
-    /// sent, as only idle children are sent any. Where a child only notes it the event comes right before the job's
-    /// end, unless [`Pool::begun`] was asked before.
+    /// sent, as only idle children are sent any.
     Accepted {
         /// Which job.
         job: JobId,
@@ -231,11 +221,6 @@ pub enum Event {
         publication: Box<Publication>,
         /// When it is there the child waits for the broker's word: [`Pool::stored`] gives it.
         confirm: Option<StoreId>,
-    },
-    /// A job that lay ahead was taken back: nobody has begun it.
-    Returned {
-        /// Which job.
-        job: JobId,
     },
     /// A job ended; its slot is idle again unless the child is being replaced.
     Ended {
@@ -297,17 +282,6 @@ pub enum Interrupt {
     Terminate(i32),
 }
 
-/// Which of the jobs that no child has begun are to be taken back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TakeBack {
-    /// Each.
-    Everything,
-    /// What lies behind another.
-    Ahead,
-    /// What lies behind one that has turned out to be long.
-    BehindLong,
-}
-
 /// A kind of pool.
 pub trait Pool: Send {
     /// What `inspect stats` calls it: `prefork`, `threads`, `solo`, `gevent`, `eventlet`, `native`.
@@ -336,25 +310,6 @@ pub trait Pool: Send {
     /// The job, when no slot is idle.
     fn submit(&mut self, job: Job) -> Result<(SlotId, u32), Box<Job>>;
 
-    /// Whether there is a slot that is busy with a short job and may be given another.
-    fn may_lead(&self) -> bool {
-        false
-    }
-
-    /// Gives a job to such a slot: it runs next there, unless it is taken back before.
-    ///
-    /// # Errors
-    /// The job, when there is no such slot.
-    fn submit_ahead(&mut self, job: Job) -> Result<(SlotId, u32), Box<Job>> {
-        Err(Box::new(job))
-    }
-
-    /// Takes back jobs that no child has begun, in the order in which they were given: they are the worker's again.
-    fn take_back(&mut self, which: TakeBack) -> Vec<JobId> {
-        let _ = which;
-        Vec::new()
-    }
-
     /// How many slots of event loops there are when all children are up.
     fn loop_slots(&self) -> usize {
         0
@@ -371,12 +326,6 @@ pub trait Pool: Send {
     /// The job, when no slot of a loop is idle.
     fn submit_to_loop(&mut self, job: Job) -> Result<(SlotId, u32), Box<Job>> {
         Err(Box::new(job))
-    }
-
-    /// Jobs with `acks_early` that children have begun without a word since the last call, and whether there are others
-    /// that none has begun: [`Event::Accepted`] is not sent for those that are named here.
-    fn begun(&mut self) -> (Vec<JobId>, bool) {
-        (Vec::new(), false)
     }
 
     /// Interrupts a job. Unknown jobs (just ended) are ignored.

@@ -16,11 +16,10 @@ use tokio::time::Instant;
 
 use super::ipc::{FromChild, ToChild, split};
 use super::processes::Shared;
-use super::slots::{Beside, Ends, Leave};
+use super::slots::Leave;
 use super::wear::Weight;
 use super::zygote::{Command, Number, Report, Scope, human_status};
 use super::{Event, Job, memory};
-use crate::clock::sleep_until;
 use crate::error::back_off;
 
 /// A child that was told to leave is killed after this long: its own limit on exit hooks is shorter.
@@ -236,17 +235,12 @@ async fn fork(
         Ok(pair) => pair,
         Err(error) => return refused(&error),
     };
-    let (beside, more) = match shared.has_trays().then(Beside::new).transpose() {
-        Ok(made) => made.unzip(),
-        Err(error) => return refused(&error.into()),
-    };
     let (sender, mut reports) = mpsc::unbounded_channel();
     let request = Command::Fork {
         number,
         index: shared.shown_index(index),
         looped: shared.looped(),
         socket: OwnedFd::from(theirs),
-        more,
         reports: sender,
     };
     if shared.commands.send(request).is_err() {
@@ -264,8 +258,7 @@ async fn fork(
         Err(error) => return refused(&error),
     };
     let link = Arc::new(Link::new(write));
-    let up_by = Instant::now() + shared.up_within;
-    shared.slots().forked(index, number, pid, Ends { link: Arc::clone(&link), beside }, up_by);
+    shared.slots().forked(index, number, pid, Arc::clone(&link), Instant::now() + shared.up_within);
     Fork::Child(Box::new(Process {
         shared: Arc::clone(shared),
         index,
@@ -519,6 +512,13 @@ const KILLED: i32 = -9;
 
 /// Exit code of a child that left to be replaced.
 const RECYCLED: i32 = 155;
+
+async fn sleep_until(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}
 
 async fn weighed(scale: &mut Option<(JoinHandle<Option<Weight>>, bool)>) -> Option<Weight> {
     match scale {

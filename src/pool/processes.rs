@@ -22,7 +22,6 @@ use super::wear::Wear;
 use super::zygote::{self, Command, Number, Scope, Zygote, ZygoteHandle};
 use super::{
     EVENT_CAPACITY, Event, Interrupt, Job, JobId, Pool, PoolConfig, Reload, Running, SlotId, StoreId,
-    TakeBack,
 };
 use crate::backend::Counted;
 use crate::error::Error;
@@ -69,11 +68,6 @@ impl Shared {
     /// Whether these children run event loops.
     pub(super) fn looped(&self) -> bool {
         self.kind == Kind::Loops
-    }
-
-    /// Whether children of this kind note what they begin, and take what lies ready: those that run one job at a time.
-    pub(super) fn has_trays(&self) -> bool {
-        matches!(self.kind, Kind::Prefork | Kind::Solo)
     }
 
     /// The index by which user code knows a child of this place.
@@ -401,22 +395,6 @@ impl Pool for Processes {
         self.shared.slots().submit(Box::new(job))
     }
 
-    fn may_lead(&self) -> bool {
-        self.shared.slots().may_lead()
-    }
-
-    fn submit_ahead(&mut self, job: Job) -> Result<(SlotId, u32), Box<Job>> {
-        self.shared.slots().submit_ahead(Box::new(job))
-    }
-
-    fn take_back(&mut self, which: TakeBack) -> Vec<JobId> {
-        self.shared.slots().take_back(which)
-    }
-
-    fn begun(&mut self) -> (Vec<JobId>, bool) {
-        self.shared.slots().begun()
-    }
-
     fn interrupt(&mut self, job: JobId, how: Interrupt) {
         if !self.interrupts() {
             return;
@@ -427,10 +405,15 @@ impl Pool for Processes {
             return;
         }
         if self.kind.is_green() {
-            // The others that run there must not suffer. They know no soft limit.
-            let link = self.shared.slots().owner(job).filter(|_| how != Interrupt::SoftLimit);
+            // The others that run there must not suffer.
+            let limit = match how {
+                Interrupt::SoftLimit => return,
+                Interrupt::HardLimit(limit) => Some(limit),
+                Interrupt::Terminate(_) => None,
+            };
+            let link = self.shared.slots().owner(job);
             if let Some(link) = link {
-                link.send(&ToChild::Interrupt { job, how });
+                link.send(&ToChild::Interrupt { job, limit });
             }
             return;
         }

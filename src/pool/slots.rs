@@ -5,7 +5,6 @@
 //! child of the place that waits, up and idle, until the slots are free for it. Every job that was given out is ended
 //! exactly once: by the child's own frame, or with the child's death.
 
-mod ahead;
 mod lanes;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -15,7 +14,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub(super) use self::ahead::Beside;
 use super::ipc::{FromChild, ToChild};
 use super::loops::{self, Cancelled};
 use super::process::Link;
@@ -40,10 +38,6 @@ struct Child {
     number: Number,
     pid: u32,
     link: Option<Arc<Link>>,
-    /// What it shares with us beside its socket, where it runs one job at a time.
-    beside: Option<Beside>,
-    /// The last job of which somebody knows that it has begun.
-    begun: Option<JobId>,
     phase: Phase,
     /// Its slots were announced and are to be taken back once.
     announced: bool,
@@ -75,8 +69,6 @@ impl Child {
             number,
             pid: 0,
             link: None,
-            beside: None,
-            begun: None,
             phase: Phase::Starting,
             announced: false,
             lanes: (0..lanes).map(|_| None).collect(),
@@ -97,29 +89,11 @@ impl Child {
         self.lanes.iter().map(|lane| u32::from(lane.is_some())).sum()
     }
 
-    /// Whether the child has begun a job that somebody is to be told of, and was not yet. `surely`: by what it said of the
-    /// job; it may have noted another since.
-    fn begins(&mut self, job: JobId, acks_early: bool, surely: bool) -> bool {
-        let Some(beside) = &self.beside else { return false };
-        let untold = acks_early && self.begun != Some(job);
-        let news = untold && (surely || beside.slate.begun() == Some(job));
-        if news {
-            self.begun = Some(job);
-        }
-        news
-    }
-
     /// Whether it can be given jobs again once it is free.
     fn is_fit(&self) -> bool {
         let held = self.signals > 0 || !self.cancelled.is_empty() || self.scale == Scale::Held;
         self.phase == Phase::Up && self.doom.is_none() && !held
     }
-}
-
-/// The supervisor's ends of what it shares with a child.
-pub(super) struct Ends {
-    pub(super) link: Arc<Link>,
-    pub(super) beside: Option<Beside>,
 }
 
 /// Whether a child is to be weighed.
@@ -187,8 +161,6 @@ pub(super) struct Slots {
     jobs: HashMap<JobId, SlotId>,
     /// Given to a child that died before it read them: they go to the next slot that is free.
     unread: VecDeque<Box<Job>>,
-    /// What the worker is to be told with the next events.
-    returned: Vec<Event>,
 }
 
 impl Slots {
@@ -206,7 +178,6 @@ impl Slots {
             closed: HashSet::new(),
             jobs: HashMap::new(),
             unread: VecDeque::new(),
-            returned: Vec::new(),
         }
     }
 
@@ -271,8 +242,7 @@ impl Slots {
     }
 
     /// It runs, and must be up by then.
-    pub(super) fn forked(&mut self, index: u32, number: Number, pid: u32, ends: Ends, up_by: Instant) {
-        let Ends { link, beside } = ends;
+    pub(super) fn forked(&mut self, index: u32, number: Number, pid: u32, link: Arc<Link>, up_by: Instant) {
         // One that nobody wants any more was told to leave before it could be.
         let Some(child) = self.child(index, number) else { return link.leave(Leave::Stop) };
         child.pid = pid;
@@ -280,7 +250,6 @@ impl Slots {
             link.leave(Leave::Stop);
         }
         child.link = Some(link);
-        child.beside = beside;
         child.kill_at = Some(child.kill_at.map_or(up_by, |before| before.min(up_by)));
     }
 
@@ -323,14 +292,9 @@ impl Slots {
         let Some((child, link)) = child.and_then(|child| child.link.clone().map(|link| (child, link))) else {
             return Err(job);
         };
-        child.last = None;
-        // A call of the app's own is no message that could wait again.
-        let lies = job.work == Work::Message;
-        if !child.beside.as_mut().is_some_and(|beside| beside.give(&job, lies)) {
-            link.run(&job);
-            child.last = Some(job.id);
-        }
+        link.run(&job);
         self.jobs.insert(job.id, slot);
+        child.last = Some(job.id);
         child.lanes[(slot % self.lanes) as usize] = Some(job);
         let pid = child.pid;
         // What it runs may be its last: nothing else is asked for here, where every job passes.
@@ -427,7 +391,6 @@ impl Slots {
 
     /// A child that leaves and runs nothing makes way for the spare, or for the next that will be forked.
     fn settle(&mut self, index: u32, events: &mut Vec<Event>) {
-        events.append(&mut self.returned);
         let slots = self.announced(index);
         if let Some(child) = self.children.get_mut(&index)
             && child.phase == Phase::Leaving
@@ -455,16 +418,7 @@ impl Slots {
         let (wear, lanes, lead) = (self.wear, self.lanes, self.lead);
         let Some(child) = self.children.get_mut(&index) else { return };
         let held = !child.cancelled.is_empty();
-        let begun = outcome.has_begun();
         let outcome = child.cancelled.ended(job, outcome);
-        let lane = &mut child.lanes[(slot % lanes) as usize];
-        let ran = lane.take();
-        *lane = child.beside.as_mut().and_then(Beside::next);
-        // A call is accepted by a frame.
-        let message = ran.as_ref().filter(|ran| ran.work == Work::Message);
-        if message.is_some_and(|ran| child.begins(job, ran.acks_early, begun)) {
-            events.push(Event::Accepted { job });
-        }
         events.push(Event::Ended { job, outcome });
         if held {
             child.kill_at = [child.cancelled.kill_at(), self.deadline].into_iter().flatten().min();
@@ -472,6 +426,7 @@ impl Slots {
                 link.wake();
             }
         }
+        let ran = child.lanes[(slot % lanes) as usize].take();
         child.gauge.ended();
         if child.phase != Phase::Up {
             return;
@@ -494,23 +449,9 @@ impl Slots {
         }
         if held {
             self.free_all(index);
-        } else if child.is_fit() && child.lanes[(slot % lanes) as usize].is_none() {
+        } else if child.is_fit() {
             self.free(slot);
         }
-    }
-
-    /// What children have begun without a word, and whether they have something that they have not begun.
-    pub(super) fn begun(&mut self) -> (Vec<JobId>, bool) {
-        let (mut begun, mut others) = (Vec::new(), false);
-        for child in self.children.values_mut().filter(|child| child.beside.is_some()) {
-            let job = child.lanes.iter().flatten().next().filter(|job| job.acks_early);
-            let Some(id) = job.map(|job| job.id) else { continue };
-            if child.begins(id, true, false) {
-                begun.push(id);
-            }
-            others |= child.begun != Some(id);
-        }
-        (begun, others)
     }
 
     /// Children that run something are to be weighed.
@@ -589,8 +530,6 @@ impl Slots {
             return;
         }
         child.phase = Phase::Leaving;
-        self.clear_tray(index);
-        let Some(child) = self.children.get_mut(&index) else { return };
         child.last = None;
         if let Some(link) = &child.link {
             link.leave(how);
@@ -609,7 +548,6 @@ impl Slots {
 
     /// Tells of slots that were taken away since the last call.
     pub(super) fn news(&mut self, index: u32, number: Number, events: &mut Vec<Event>) {
-        events.append(&mut self.returned);
         if self.child(index, number).is_some() {
             self.settle(index, events);
         }
@@ -678,14 +616,8 @@ impl Slots {
             Phase::Starting | Phase::Up | Phase::Leaving => child.gone.or(doomed(&child)),
         };
         let status = human_status(code);
-        let back = child.beside.as_mut().map(Beside::take_back).unwrap_or_default();
-        let ahead = child.beside.iter_mut().flat_map(|beside| beside.ahead.drain(..)).map(Some);
-        let ahead: Vec<_> = ahead.collect();
-        for job in std::mem::take(&mut child.lanes).into_iter().chain(ahead).flatten() {
+        for job in child.lanes.into_iter().flatten() {
             self.jobs.remove(&job.id);
-            if back.contains(&job.id) {
-                continue;
-            }
             let doom = child.cancelled.remove(job.id).or_else(|| child.doom.clone());
             // Never seen by the child: not its victim.
             if unread && child.last == Some(job.id) && doom.is_none() && self.deadline.is_none() {
@@ -693,14 +625,7 @@ impl Slots {
                 continue;
             }
             let outcome = doom.unwrap_or_else(|| Outcome::WorkerLost { status: status.clone() });
-            if child.begins(job.id, job.acks_early, false) {
-                events.push(Event::Accepted { job: job.id });
-            }
             events.push(Event::Ended { job: job.id, outcome });
-        }
-        for job in back {
-            self.jobs.remove(&job);
-            events.push(Event::Returned { job });
         }
         if !self.unread.is_empty()
             && let Some(slot) = self.idle.pop()
@@ -722,24 +647,8 @@ impl Slots {
 
     /// Whose child a job must be interrupted in, if it still runs. Where the child is to die, `kill_at` bounds it.
     pub(super) fn interrupt(&mut self, job: JobId, how: Interrupt, kill_at: Instant) -> Option<Number> {
-        let index = *self.jobs.get(&job)? / self.lanes;
-        // Whatever the child gets must not reach the task after the one it is meant for.
-        let back = self.take_back_of(index);
-        let ended = |id| Event::Ended { job: id, outcome: Outcome::Terminated };
-        self.returned.extend(back.iter().map(|id| match how {
-            Interrupt::Terminate(_) if *id == job => ended(*id),
-            // Its time has not begun to run.
-            _ => Event::Returned { job: *id },
-        }));
-        let child = self.children.get_mut(&index)?;
-        if !self.returned.is_empty()
-            && let Some(link) = &child.link
-        {
-            link.wake();
-        }
-        if back.contains(&job) || child.is_past(job) {
-            return None;
-        }
+        let slot = *self.jobs.get(&job)?;
+        let child = self.children.get_mut(&(slot / self.lanes))?;
         child.signals += 1;
         let doom = match how {
             Interrupt::SoftLimit => return Some(child.number),
@@ -765,12 +674,13 @@ impl Slots {
         let Some(child) = self.children.get_mut(&index) else { return false };
         let Some(link) = child.link.clone() else { return false };
         child.last = None;
+        let soft = how == Interrupt::SoftLimit;
         if child.cancelled.add(job, how, kill_at) {
             // What it would be given now might die with it.
             self.idle.retain(|slot| !slots.contains(slot));
             child.kill_at = child.cancelled.kill_at().into_iter().chain(child.kill_at).min();
         }
-        link.send(&ToChild::Interrupt { job, how });
+        link.send(&ToChild::Cancel { job, soft });
         link.wake();
         true
     }

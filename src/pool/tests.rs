@@ -2,7 +2,6 @@
 
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -24,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What the zygote was asked.
 #[derive(Debug)]
 enum Asked {
-    Fork { number: u32, index: u32, socket: UnixStream, slate: Option<OwnedFd>, tray: Option<OwnedFd> },
+    Fork { number: u32, index: u32, socket: UnixStream },
     Signal { number: u32, signal: i32, group: bool },
 }
 
@@ -49,17 +48,17 @@ impl FakeZygote {
     async fn next(&mut self) -> Asked {
         let mut bytes = [0u8; 13];
         let control = &self.control;
-        let (count, given) = control
+        let (count, socket) = control
             .async_io(Interest::READABLE, || {
-                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
                 let mut ancillary = RecvAncillaryBuffer::new(&mut space);
                 let mut parts = [IoSliceMut::new(&mut bytes)];
                 let message = recvmsg(control, &mut parts, &mut ancillary, RecvFlags::empty())?;
                 let socket = ancillary.drain().find_map(|message| match message {
-                    RecvAncillaryMessage::ScmRights(rights) => Some(rights.collect::<Vec<_>>()),
+                    RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
                     _ => None,
                 });
-                Ok((message.bytes, socket.unwrap_or_default()))
+                Ok((message.bytes, socket))
             })
             .await
             .unwrap();
@@ -67,17 +66,9 @@ impl FakeZygote {
         let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
         match bytes[0] {
             1 => {
-                let mut given = given.into_iter();
-                let socket = std::os::unix::net::UnixStream::from(given.next().unwrap());
+                let socket = std::os::unix::net::UnixStream::from(socket.unwrap());
                 socket.set_nonblocking(true).unwrap();
-                let socket = UnixStream::from_std(socket).unwrap();
-                Asked::Fork {
-                    number: word(1),
-                    index: word(5),
-                    socket,
-                    slate: given.next(),
-                    tray: given.next(),
-                }
+                Asked::Fork { number: word(1), index: word(5), socket: UnixStream::from_std(socket).unwrap() }
             }
             2 => Asked::Signal { number: word(1), signal: word(9) as i32, group: word(5) == 1 },
             kind => panic!("{kind}"),
@@ -99,9 +90,9 @@ impl FakeZygote {
     /// Forks a child that has this pid, for the kernel to look at.
     async fn forks_as(&mut self, pid: Option<u32>) -> FakeChild {
         match self.asked().await {
-            Asked::Fork { number, index, socket, slate, tray } => {
+            Asked::Fork { number, index, socket } => {
                 self.report(1, number, pid.unwrap_or(1000 + number) as i32).await;
-                FakeChild { number, index, socket, slate, tray, buffer: BytesMut::new() }
+                FakeChild { number, index, socket, buffer: BytesMut::new() }
             }
             other => panic!("{other:?}"),
         }
@@ -141,16 +132,10 @@ struct FakeChild {
     number: u32,
     index: u32,
     socket: UnixStream,
-    slate: Option<OwnedFd>,
-    tray: Option<OwnedFd>,
     buffer: BytesMut,
 }
 
 impl FakeChild {
-    fn notes(&self, job: JobId) {
-        super::slate::note(self.slate.as_ref().unwrap(), job).unwrap();
-    }
-
     async fn says(&mut self, frame: FromChild) {
         let mut bytes = BytesMut::new();
         frame.encode(&mut bytes);
@@ -171,32 +156,9 @@ impl FakeChild {
         }
     }
 
-    /// A job that lies on the tray, or came over the socket.
     async fn hears_job(&mut self) -> Job {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            if let Some(job) = self.takes() {
-                return job;
-            }
-            if let Some(payload) = split(&mut self.buffer).unwrap() {
-                match ToChild::decode(payload).unwrap() {
-                    ToChild::Run(job) => return *job,
-                    other => panic!("{other:?}"),
-                }
-            }
-            if self.socket.try_read_buf(&mut self.buffer).is_err() {
-                assert!(Instant::now() < end, "told nothing");
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        }
-    }
-
-    /// What lies on the tray.
-    fn takes(&mut self) -> Option<Job> {
-        let mut packet = BytesMut::new();
-        super::tray::take(self.tray.as_ref()?, &mut packet).ok()?;
-        match ToChild::decode(split(&mut packet).unwrap().unwrap()).unwrap() {
-            ToChild::Run(job) => Some(*job),
+        match self.hears().await {
+            ToChild::Run(job) => *job,
             other => panic!("{other:?}"),
         }
     }
@@ -313,60 +275,6 @@ async fn a_job_goes_to_an_idle_child_and_its_outcome_comes_back() {
 }
 
 #[tokio::test]
-async fn what_a_child_notes_is_told_once_before_the_job_ends_or_when_somebody_looks() {
-    let mut stage = Stage::new(&config(1));
-    let mut child = stage.up().await;
-    let early = |id| Job { acks_early: true, ..job(id) };
-    stage.pool.submit(early(1)).unwrap();
-    assert_eq!(stage.pool.begun(), (vec![], true));
-    child.hears_job().await;
-    child.notes(1);
-    assert_eq!(stage.pool.begun(), (vec![1], false));
-    assert_eq!(stage.pool.begun(), (vec![], false));
-    child.ends(1, success()).await;
-    assert_eq!(stage.ended().await, (1, success()));
-    stage.pool.submit(early(2)).unwrap();
-    child.notes(2);
-    child.ends(2, success()).await;
-    assert!(matches!(stage.event().await, Some(Event::Accepted { job: 2 })));
-    assert_eq!(stage.ended().await, (2, success()));
-    // It may be at the next already.
-    stage.pool.submit(early(20)).unwrap();
-    stage.pool.submit_ahead(early(21)).unwrap();
-    child.notes(20);
-    child.notes(21);
-    child.ends(20, success()).await;
-    assert!(matches!(stage.event().await, Some(Event::Accepted { job: 20 })));
-    assert_eq!(stage.ended().await, (20, success()));
-    assert_eq!(stage.pool.begun(), (vec![21], false));
-    child.ends(21, success()).await;
-    assert_eq!(stage.ended().await, (21, success()));
-    // What cannot be decoded has not begun.
-    stage.pool.submit(early(22)).unwrap();
-    child.ends(22, Outcome::Undecodable { reason: "no JSON".into() }).await;
-    assert!(matches!(stage.ended().await, (22, Outcome::Undecodable { .. })));
-    // What is acknowledged late is of interest to nobody.
-    stage.pool.submit(job(3)).unwrap();
-    child.notes(3);
-    assert_eq!(stage.pool.begun(), (vec![], false));
-    child.ends(3, success()).await;
-    assert_eq!(stage.ended().await, (3, success()));
-    stage.pool.submit(early(4)).unwrap();
-    while child.hears_job().await.id != 4 {}
-    child.notes(4);
-    stage.zygote.died(child, -9).await;
-    assert!(matches!(stage.event().await, Some(Event::Accepted { job: 4 })));
-    assert!(matches!(stage.ended().await, (4, Outcome::WorkerLost { .. })));
-    stage.down().await;
-    // Read, and not begun.
-    let mut child = stage.up().await;
-    stage.pool.submit(early(5)).unwrap();
-    child.hears_job().await;
-    stage.zygote.died(child, -9).await;
-    assert!(matches!(stage.ended().await, (5, Outcome::WorkerLost { .. })));
-}
-
-#[tokio::test]
 async fn a_child_that_dies_loses_its_job_once_and_is_replaced_at_its_place() {
     let mut stage = Stage::new(&config(1));
     let mut child = stage.up().await;
@@ -396,8 +304,7 @@ async fn an_outcome_in_the_pipe_wins_over_the_death_of_its_child() {
 async fn a_job_that_its_child_never_read_goes_to_the_next() {
     let mut stage = Stage::new(&config(1));
     let child = stage.up().await;
-    // Too long for the tray.
-    stage.pool.submit(Job { body: vec![b' '; super::tray::LONGEST].into(), ..job(1) }).unwrap();
+    stage.pool.submit(job(1)).unwrap();
     stage.pool.submit(job(2)).unwrap_err();
     // Not read: the kernel tells by resetting the connection.
     child.socket.readable().await.unwrap();
@@ -410,110 +317,10 @@ async fn a_job_that_its_child_never_read_goes_to_the_next() {
 }
 
 #[tokio::test]
-async fn a_job_that_its_child_never_took_is_the_workers_again() {
+async fn at_the_hard_limit_a_child_gets_term_then_kill_and_the_job_ends_as_timed_out() {
     let mut stage = Stage::new(&config(1));
     let child = stage.up().await;
     stage.pool.submit(job(1)).unwrap();
-    stage.zygote.died(child, -9).await;
-    assert!(matches!(stage.event().await, Some(Event::Returned { job: 1 })));
-    stage.down().await;
-    let mut next = stage.up().await;
-    stage.pool.submit(job(1)).unwrap();
-    assert_eq!(next.hears_job().await.id, 1);
-    next.ends(1, success()).await;
-    assert_eq!(stage.ended().await, (1, success()));
-}
-
-#[tokio::test]
-async fn jobs_lie_ready_behind_a_short_one_and_are_taken_in_order() {
-    let mut stage = Stage::new(&config(1));
-    let mut child = stage.up().await;
-    assert!(!stage.pool.may_lead(), "nothing runs");
-    assert!(stage.pool.submit_ahead(job(1)).is_err());
-    stage.pool.submit(job(1)).unwrap();
-    let mut last = 1;
-    while stage.pool.may_lead() {
-        last += 1;
-        assert_eq!(stage.pool.submit_ahead(job(last)).unwrap(), (0, 1001));
-    }
-    assert_eq!(last, 1 + super::tray::DEPTH as u64);
-    assert!(stage.pool.submit_ahead(job(99)).is_err());
-    for id in 1..=last {
-        assert_eq!(child.takes().unwrap().id, id);
-        child.ends(id, success()).await;
-        assert_eq!(stage.ended().await, (id, success()));
-        assert_eq!(stage.pool.idle(), usize::from(id == last));
-    }
-}
-
-#[tokio::test]
-async fn what_lies_behind_a_long_job_is_taken_back_and_what_has_begun_is_not() {
-    let mut stage = Stage::new(&config(2));
-    let (mut one, mut two) = (stage.up().await, stage.up().await);
-    stage.pool.submit(job(1)).unwrap();
-    stage.pool.submit(job(2)).unwrap();
-    for id in 3..=6 {
-        stage.pool.submit_ahead(job(id)).unwrap();
-    }
-    // Both have begun; one of them takes its next as well, and nobody has heard of the end of its first.
-    let first = one.takes().or_else(|| two.takes()).unwrap().id;
-    assert!(first <= 2);
-    tokio::time::sleep(super::tray::LONG * 2).await;
-    assert!(!stage.pool.may_lead(), "both are at it for too long");
-    let back = stage.pool.take_back(TakeBack::BehindLong);
-    // The last of the two had not been begun either.
-    let expected: Vec<JobId> = (1..=6).filter(|id| *id != first).collect();
-    assert_eq!(back, expected);
-    assert!(stage.pool.take_back(TakeBack::Everything).is_empty());
-    assert_eq!(stage.pool.idle(), 1);
-    assert!(one.takes().is_none() && two.takes().is_none());
-}
-
-#[tokio::test]
-async fn an_interrupt_reaches_the_job_that_it_is_meant_for_or_none() {
-    let mut stage = Stage::new(&config(1));
-    let mut child = stage.up().await;
-    stage.pool.submit(job(1)).unwrap();
-    for id in 2..=4 {
-        stage.pool.submit_ahead(job(id)).unwrap();
-    }
-    assert_eq!(child.takes().unwrap().id, 1);
-    assert_eq!(child.takes().unwrap().id, 2);
-    // It has moved on from the first, which we have not heard.
-    stage.pool.interrupt(1, Interrupt::SoftLimit);
-    assert!(matches!(stage.event().await, Some(Event::Returned { job: 3 })));
-    assert!(matches!(stage.event().await, Some(Event::Returned { job: 4 })));
-    child.ends(1, success()).await;
-    assert_eq!(stage.ended().await, (1, success()));
-    stage.pool.submit_ahead(job(5)).unwrap();
-    // Revoked before it was begun.
-    stage.pool.interrupt(5, Interrupt::Terminate(15));
-    assert_eq!(stage.ended().await, (5, Outcome::Terminated));
-    stage.pool.interrupt(2, Interrupt::SoftLimit);
-    assert_eq!(stage.zygote.signal(&child).await, (10, false), "the first signal that was asked for");
-    assert!(child.takes().is_none());
-}
-
-#[tokio::test]
-async fn a_child_that_is_told_to_leave_leaves_what_it_has_not_begun() {
-    let mut stage = Stage::new(&config(1));
-    let mut child = stage.up().await;
-    stage.pool.submit(job(1)).unwrap();
-    stage.pool.submit_ahead(job(2)).unwrap();
-    assert_eq!(child.takes().unwrap().id, 1);
-    stage.pool.shrink(1);
-    assert!(matches!(stage.event().await, Some(Event::Returned { job: 2 })));
-    stage.down().await;
-    child.ends(1, success()).await;
-    assert_eq!(stage.ended().await, (1, success()));
-}
-
-#[tokio::test]
-async fn at_the_hard_limit_a_child_gets_term_then_kill_and_the_job_ends_as_timed_out() {
-    let mut stage = Stage::new(&config(1));
-    let mut child = stage.up().await;
-    stage.pool.submit(job(1)).unwrap();
-    child.hears_job().await;
     stage.pool.interrupt(1, Interrupt::HardLimit(2.5));
     assert_eq!(stage.zygote.signal(&child).await, (15, true));
     assert_eq!(stage.zygote.signal(&child).await, (9, true));
@@ -526,9 +333,9 @@ async fn no_job_is_given_out_while_a_soft_limit_is_under_way() {
     let mut stage = Stage::new(&config(1));
     let mut child = stage.up().await;
     stage.pool.submit(job(1)).unwrap();
-    child.hears_job().await;
     stage.pool.interrupt(1, Interrupt::SoftLimit);
     let Asked::Signal { signal: 10, group: false, .. } = stage.zygote.asked().await else { panic!() };
+    child.hears_job().await;
     child.ends(1, success()).await;
     assert_eq!(stage.ended().await, (1, success()));
     assert!(stage.pool.submit(job(2)).is_err());
@@ -542,9 +349,9 @@ async fn a_child_that_survived_a_terminate_gets_no_other_job() {
     let mut stage = Stage::new(&config(1));
     let mut child = stage.up().await;
     stage.pool.submit(job(1)).unwrap();
-    child.hears_job().await;
     stage.pool.interrupt(1, Interrupt::Terminate(15));
     assert_eq!(stage.zygote.signal(&child).await, (15, false));
+    child.hears_job().await;
     child.ends(1, success()).await;
     assert_eq!(stage.ended().await, (1, success()));
     stage.down().await;
@@ -875,13 +682,17 @@ async fn one_greenlet_of_many_is_ended_by_a_frame_and_its_slot_is_free_again() {
         stage.pool.submit(job(id)).unwrap();
         child.hears_job().await;
     }
-    for how in [Interrupt::HardLimit(2.5), Interrupt::SoftLimit, Interrupt::Terminate(9)] {
+    for (how, limit) in [
+        (Interrupt::HardLimit(2.5), Some(2.5)),
+        (Interrupt::SoftLimit, None),
+        (Interrupt::Terminate(9), None),
+    ] {
         stage.pool.interrupt(1, how);
         if how == Interrupt::SoftLimit {
             continue;
         }
         match child.hears().await {
-            ToChild::Interrupt { job: 1, how: told } => assert_eq!(told, how),
+            ToChild::Interrupt { job: 1, limit: told } => assert_eq!(told, limit),
             other => panic!("{other:?}"),
         }
     }
@@ -1002,17 +813,15 @@ async fn it_is_told_why_a_child_ended_once_and_not_of_those_that_were_told_to_go
         stage.ended().await;
     }
     assert_eq!(stage.gone().await, Gone::Tasks);
-    let mut late = stage.up().await;
+    let late = stage.up().await;
     stage.zygote.died(worn, 155).await;
     stage.pool.submit(job(4)).unwrap();
-    late.hears_job().await;
     stage.pool.interrupt(4, Interrupt::HardLimit(2.5));
     stage.zygote.signal(&late).await;
     stage.zygote.died(late, -15).await;
     assert_eq!(stage.gone().await, Gone::TimeLimit);
-    let mut revoked = stage.up().await;
+    let revoked = stage.up().await;
     stage.pool.submit(job(5)).unwrap();
-    revoked.hears_job().await;
     stage.pool.interrupt(5, Interrupt::Terminate(15));
     stage.zygote.signal(&revoked).await;
     stage.zygote.died(revoked, -15).await;
@@ -1056,10 +865,10 @@ async fn a_loop_runs_many_jobs_and_an_interrupt_reaches_one_of_them() {
     child.ends(3, success()).await;
     assert_eq!(stage.ended().await, (3, success()));
     stage.pool.interrupt(1, Interrupt::SoftLimit);
-    assert!(matches!(child.hears().await, ToChild::Interrupt { job: 1, how: Interrupt::SoftLimit }));
+    assert!(matches!(child.hears().await, ToChild::Cancel { job: 1, soft: true }));
     assert_eq!(stage.pool.idle_loops(), 1, "a soft limit holds nothing back");
     stage.pool.interrupt(2, Interrupt::HardLimit(2.5));
-    assert!(matches!(child.hears().await, ToChild::Interrupt { job: 2, how: Interrupt::HardLimit(2.5) }));
+    assert!(matches!(child.hears().await, ToChild::Cancel { job: 2, soft: false }));
     assert_eq!(stage.pool.idle_loops(), 0, "what is given now might die with the child");
     child.ends(2, Outcome::Terminated).await;
     assert_eq!(stage.ended().await, (2, Outcome::TimedOut { limit: 2.5 }));

@@ -5,12 +5,12 @@
 //! parent that reaps them, so a pid that it still lists cannot have been reused.
 //!
 //! A record on this socket is 13 bytes, little endian: `u8 kind · u32 child · u32 argument · i32 value`;
-//! a fork request carries the child's socket and, for most children, a slate and a tray; and a reload is followed by as many bytes of JSON as its argument says.
+//! a fork request carries the child's socket, and a reload is followed by as many bytes of JSON as its argument says.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
@@ -46,8 +46,6 @@ pub(super) enum Command {
         /// Whether it runs an event loop.
         looped: bool,
         socket: OwnedFd,
-        /// Its ends of a slate and a tray, if it has them.
-        more: Option<[OwnedFd; 2]>,
         reports: mpsc::UnboundedSender<Report>,
     },
     /// Signals a child, with its whole process group where it leads one.
@@ -158,17 +156,16 @@ impl Orders {
 
     async fn give(&mut self, command: Command) -> io::Result<()> {
         match command {
-            Command::Fork { number, index, looped, socket, more, reports } => {
+            Command::Fork { number, index, looped, socket, reports } => {
                 lock(&self.owners).insert(number, reports);
                 let bytes = record(1, number, index, i32::from(looped));
                 let control: &UnixStream = self.socket.as_ref();
                 let sent = control
                     .async_io(Interest::WRITABLE, || {
-                        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+                        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
                         let mut ancillary = SendAncillaryBuffer::new(&mut space);
-                        let given: Vec<BorrowedFd<'_>> =
-                            std::iter::once(&socket).chain(more.iter().flatten()).map(AsFd::as_fd).collect();
-                        ancillary.push(SendAncillaryMessage::ScmRights(&given));
+                        let sockets = [socket.as_fd()];
+                        ancillary.push(SendAncillaryMessage::ScmRights(&sockets));
                         let parts = [IoSlice::new(&bytes)];
                         Ok(sendmsg(control, &parts, &mut ancillary, SendFlags::NOSIGNAL)?)
                     })

@@ -257,10 +257,9 @@ impl KombuPort {
                 self.with(|inbox| inbox.closing = Some(answer));
                 ("close", py.None())
             }
-            // The worker does not park where the broker cannot, and kombu fetches as it likes.
+            // The worker does not park where the broker cannot.
             Command::Park { .. }
             | Command::Unpark(_)
-            | Command::Step(_)
             | Command::Resume
             | Command::Remember(_)
             | Command::Listen(_)

@@ -11,7 +11,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use crate::backend::{Counted, Part, Record};
 use crate::broker::Publication;
 use crate::broker::topology::Queue;
 use crate::pool::ipc::{FromChild, ToChild, split};
-use crate::pool::{Interrupt, Job, Outcome, Work, slate};
+use crate::pool::{Job, Outcome, Work};
 use crate::protocol::Json;
 use crate::protocol::signature::{self, Call};
 
@@ -40,28 +40,22 @@ const READ: usize = 64 * 1024;
 /// The socket to the supervisor.
 #[pyclass(frozen, module = "celeriac._core")]
 pub(super) struct ChildPipe {
-    pub(super) socket: OwnedFd,
+    socket: OwnedFd,
     inbox: Mutex<Inbox>,
-    pub(super) arrived: Condvar,
+    arrived: Condvar,
     writing: Mutex<BytesMut>,
     serial: AtomicU64,
     /// The process runs an event loop.
     looped: bool,
     /// Where tasks are greenlets.
     hub: Option<Hub>,
-    /// Where it is noted what runs, if anywhere.
-    slate: Option<OwnedFd>,
-    /// Where jobs lie ready, if anywhere, and room for one of them.
-    tray: Option<OwnedFd>,
-    pub(super) tray_is_gone: AtomicBool,
-    packet: Mutex<BytesMut>,
     /// The process that it belongs to.
     #[pyo3(get)]
     pid: u32,
 }
 
 #[derive(Default)]
-pub(super) struct Inbox {
+struct Inbox {
     buffer: BytesMut,
     chunk: Vec<u8>,
     jobs: VecDeque<Job>,
@@ -72,9 +66,9 @@ pub(super) struct Inbox {
     looped: Option<ForLoop>,
     leave: Option<i32>,
     closed: bool,
-    pub(super) reading: bool,
+    reading: bool,
     /// Threads that wait for the one that reads; nobody is woken in vain when there are none.
-    pub(super) waiting: u32,
+    waiting: u32,
     /// What the hub has not been told of, where there is one.
     news: News,
     /// The hub is seeing to what could not be written at once.
@@ -114,7 +108,7 @@ enum Reply<T> {
 /// The supervisor's answer to a store: nothing, or what went wrong.
 type Answer = Option<String>;
 
-pub(super) enum Next {
+enum Next {
     Job(Box<Job>),
     Leave(i32),
     Closed,
@@ -122,7 +116,7 @@ pub(super) enum Next {
 
 /// Who is to look at the inbox.
 #[derive(Clone, Copy)]
-pub(super) enum Wake {
+enum Wake {
     /// So many threads: whichever, each finds a job.
     Some(usize),
     /// Every thread: something came that only a certain one wants, or that all want.
@@ -138,13 +132,13 @@ impl Wake {
     }
 }
 
-pub(super) enum Wait<T> {
+enum Wait<T> {
     Done(T),
     Interrupted,
 }
 
 impl Inbox {
-    pub(super) fn next(&mut self) -> Option<Next> {
+    fn next(&mut self) -> Option<Next> {
         // The job first: a stop does not overtake what was given before it.
         if let Some(job) = self.jobs.pop_front() {
             return Some(Next::Job(Box::new(job)));
@@ -192,13 +186,13 @@ impl Inbox {
                     self.news.answered.push(serial);
                     wake = Wake::All;
                 }
-                Ok(ToChild::Interrupt { job, how }) => match &mut self.looped {
-                    Some(looped) => looped.interrupts.push((job, how == Interrupt::SoftLimit)),
-                    None => {
-                        let limit = if let Interrupt::HardLimit(limit) = how { Some(limit) } else { None };
-                        self.news.interrupts.push((job, limit));
+                // Other children are signalled.
+                Ok(ToChild::Cancel { job, soft }) => {
+                    if let Some(looped) = &mut self.looped {
+                        looped.interrupts.push((job, soft));
                     }
-                },
+                }
+                Ok(ToChild::Interrupt { job, limit }) => self.news.interrupts.push((job, limit)),
                 Ok(ToChild::Stop) => (self.leave, wake) = (Some(STOP), Wake::All),
                 Ok(ToChild::Recycle) => (self.leave, wake) = (Some(RECYCLE), Wake::All),
                 // Both ends are of one build; a stream that cannot be read is as good as closed.
@@ -212,12 +206,12 @@ impl Inbox {
 }
 
 impl ChildPipe {
-    pub(super) fn inbox(&self) -> MutexGuard<'_, Inbox> {
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until `want` finds what it wants.
-    pub(super) fn wait<T: Send>(
+    fn wait<T: Send>(
         &self,
         py: Python<'_>,
         mut want: impl FnMut(&mut Inbox) -> Option<T> + Send,
@@ -294,34 +288,7 @@ impl ChildPipe {
         }
     }
 
-    pub(super) fn packet(&self) -> MutexGuard<'_, BytesMut> {
-        self.packet.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Reads what is there, once, for whoever has said that it reads; says who is to be woken.
-    pub(super) fn read_once(&self) -> Wake {
-        let mut chunk = std::mem::take(&mut self.inbox().chunk);
-        chunk.resize(READ, 0);
-        let read = rustix::io::retry_on_intr(|| recv(&self.socket, &mut chunk[..], RecvFlags::DONTWAIT));
-        let mut inbox = self.inbox();
-        let wake = match read {
-            Ok((count, _)) if count > 0 => {
-                inbox.buffer.extend_from_slice(&chunk[..count]);
-                inbox.sort()
-            }
-            Err(rustix::io::Errno::AGAIN) => Wake::Some(1),
-            Ok(_) | Err(_) => {
-                inbox.closed = true;
-                Wake::All
-            }
-        };
-        inbox.chunk = chunk;
-        // There is no hub to be told.
-        inbox.news = News::default();
-        wake
-    }
-
-    pub(super) fn notify(&self, inbox: &Inbox, wake: Wake) {
+    fn notify(&self, inbox: &Inbox, wake: Wake) {
         match wake {
             _ if inbox.waiting == 0 => {}
             Wake::Some(count) => (0..count).for_each(|_| self.arrived.notify_one()),
@@ -329,7 +296,7 @@ impl ChildPipe {
         }
     }
 
-    pub(super) fn writing(&self) -> MutexGuard<'_, BytesMut> {
+    fn writing(&self) -> MutexGuard<'_, BytesMut> {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -381,7 +348,7 @@ impl ChildPipe {
     }
 
     /// Writes whole frames. A supervisor that is gone is noticed by the next read.
-    pub(super) fn write_out(&self, out: &mut BytesMut) {
+    fn write_out(&self, out: &mut BytesMut) {
         let mut rest = &out[..];
         while !rest.is_empty() {
             match rustix::io::retry_on_intr(|| send(&self.socket, rest, SendFlags::NOSIGNAL)) {
@@ -452,18 +419,16 @@ impl<'py> FromPyObject<'_, 'py> for Text {
 
 #[pymethods]
 impl ChildPipe {
-    /// Takes the descriptors over. With a `hub` its thread, which calls this, never waits in here.
+    /// Takes the descriptor over. With a `hub` its thread, which calls this, never waits in here.
     #[new]
-    #[pyo3(signature = (fd, *, looped = false, hub = None, slate = None, tray = None))]
-    fn new(
-        fd: i32,
-        looped: bool,
-        hub: Option<Py<PyAny>>,
-        slate: Option<i32>,
-        tray: Option<i32>,
-    ) -> PyResult<Self> {
-        let socket = owned(fd)?;
-        let (slate, tray) = (slate.map(owned).transpose()?, tray.map(owned).transpose()?);
+    #[pyo3(signature = (fd, *, looped = false, hub = None))]
+    fn new(fd: i32, looped: bool, hub: Option<Py<PyAny>>) -> PyResult<Self> {
+        if fd < 0 {
+            return Err(pyo3::exceptions::PyValueError::new_err("not a descriptor"));
+        }
+        #[expect(unsafe_code, reason = "the only way to take a descriptor over from Python")]
+        // SAFETY: the descriptor was received for this object alone; python/celeriac/zygote.py forgets it.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self {
             socket,
             inbox: Mutex::new(Inbox {
@@ -477,10 +442,6 @@ impl ChildPipe {
             serial: AtomicU64::new(0),
             looped,
             hub: hub.map(Hub::new),
-            slate,
-            tray,
-            tray_is_gone: AtomicBool::new(false),
-            packet: Mutex::default(),
             pid: std::process::id(),
         })
     }
@@ -493,11 +454,7 @@ impl ChildPipe {
     /// The next job, as a tuple, of two items for a call: `(job, pickled)`; the exit status to leave with; or None when the supervisor is gone.
     fn recv<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         self.own_process()?;
-        let next = match &self.tray {
-            Some(tray) => self.next_work(py, tray)?,
-            None => self.wait(py, Inbox::next)?,
-        };
-        match next {
+        match self.wait(py, Inbox::next)? {
             Next::Job(job) => Ok(Some(work(py, &job)?)),
             Next::Leave(status) => Ok(Some(status.into_pyobject(py)?.into_any())),
             Next::Closed => Ok(None),
@@ -576,16 +533,6 @@ impl ChildPipe {
     /// The job was decoded and starts.
     fn accepted(&self, py: Python<'_>, job: u64) -> PyResult<()> {
         self.write(py, &FromChild::Accepted { job })
-    }
-
-    /// The same, where nobody has to hear of it at once.
-    fn begun(&self, py: Python<'_>, job: u64) -> PyResult<()> {
-        let Some(slate) = &self.slate else { return self.accepted(py, job) };
-        self.own_process()?;
-        match slate::note(slate, job) {
-            Ok(()) => Ok(()),
-            Err(_) => self.accepted(py, job),
-        }
     }
 
     /// It returned.
@@ -872,16 +819,6 @@ fn job_tuple<'py>(py: Python<'py>, job: &Job) -> PyResult<Bound<'py, PyTuple>> {
             bools(job.acks_early),
         ],
     )
-}
-
-/// A descriptor of ours from now on.
-fn owned(fd: i32) -> PyResult<OwnedFd> {
-    if fd < 0 {
-        return Err(PyValueError::new_err("not a descriptor"));
-    }
-    #[expect(unsafe_code, reason = "the only way to take a descriptor over from Python")]
-    // SAFETY: the descriptor was received for this process alone; python/celeriac/zygote.py forgets it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn text<'py>(py: Python<'py>, bytes: &[u8]) -> Bound<'py, PyString> {

@@ -11,7 +11,6 @@ mod ladder;
 mod log;
 mod replay;
 mod run;
-mod work;
 
 use pyo3::prelude::*;
 

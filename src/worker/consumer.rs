@@ -38,7 +38,7 @@ use crate::cluster::events::Dispatcher;
 use crate::config::Config;
 use crate::error::{BrokerError, Error};
 use crate::metrics::Counts;
-use crate::pool::{self, JobId, Pool, TakeBack};
+use crate::pool::{self, JobId, Pool};
 use crate::probes::Seat;
 use crate::protocol::{DeliveryInfo, Message, TaskHeaders};
 
@@ -47,8 +47,6 @@ use crate::protocol::{DeliveryInfo, Message, TaskHeaders};
 const MOST_LIMITED: u32 = 256;
 /// Results that may wait for the backend before no further task is started.
 const MOST_UNWRITTEN: usize = 10_000;
-/// How soon children are asked what they have begun, where they do not say; and how late, while they begin nothing.
-const LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(8));
 /// Longest sleep of the timer; the wall clock may step.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 /// What goes on, in the order in which it came, when the app has been told of the tasks before it.
@@ -135,15 +133,11 @@ pub(super) struct Consumer {
     pub(super) limited: u32,
     /// The last that the broker was told; none: to fetch nothing.
     told_prefetch: Option<u32>,
-    told_step: u32,
     /// How much of it is for event loops.
     loop_window: u32,
     started: Instant,
     pub(super) started_at: f64,
     pub(super) stop_until: Option<Instant>,
-    /// When children are asked next what they have begun, and the wait after that.
-    look_at: Option<Instant>,
-    look_wait: Duration,
     pub(super) slots_up: usize,
     pub(super) connected: bool,
     pub(super) ready_told: bool,
@@ -204,13 +198,10 @@ impl Consumer {
             etas: 0,
             limited: 0,
             told_prefetch: Some(prefetch),
-            told_step: 1,
             loop_window: 0,
             started: Instant::now(),
             started_at: clock::now(),
             stop_until: None,
-            look_at: None,
-            look_wait: LOOK.0,
             slots_up: 0,
             connected: false,
             ready_told: false,
@@ -277,7 +268,7 @@ impl Consumer {
         }
         let until = Instant::now() + sleep;
         let check = self.autoscaler.as_ref().map(Autoscaler::check_at).filter(|_| self.is_running());
-        [self.stop_until, check, self.look_at].into_iter().flatten().fold(until, Instant::min)
+        [self.stop_until, check].into_iter().flatten().fold(until, Instant::min)
     }
 
     // --- the broker -----------------------------------------------------------------------------------
@@ -392,7 +383,6 @@ impl Consumer {
 
     /// What the broker no longer knows as ours is dropped before it starts; it comes again.
     pub(super) fn drop_unstarted(&mut self) {
-        self.take_back(TakeBack::Everything);
         let mut unstarted: Vec<Request> = self.ready.drain();
         for waiting in self.waiting.drain() {
             if let Waiting::Eta(request) | Waiting::Limited(request) = waiting {
@@ -434,7 +424,6 @@ impl Consumer {
             self.on_limit(id, limit);
         }
         self.on_call_limits();
-        self.look_if_due();
         if self.stop_until.is_some_and(|until| Instant::now() >= until) {
             self.stop_until = None;
             match self.shutdown.phase {
@@ -442,23 +431,6 @@ impl Consumer {
                 Phase::Cold => self.shutdown.phase = Phase::Hard,
                 Phase::Running | Phase::Warm | Phase::Hard => {}
             }
-        }
-    }
-
-    /// Learns what children have begun without a word. Where many short tasks run most have ended by then.
-    fn look_if_due(&mut self) {
-        if self.look_at.is_none_or(|at| Instant::now() < at) {
-            return;
-        }
-        // A lone child would only get it again; and while it is taken back the child may take what comes after it.
-        if self.pool.capacity() > 1 {
-            self.take_back(TakeBack::BehindLong);
-        }
-        let (begun, others) = self.pool.begun();
-        self.look_wait = if begun.is_empty() { (self.look_wait * 2).min(LOOK.1) } else { LOOK.0 };
-        self.look_at = others.then(|| Instant::now() + self.look_wait);
-        for job in begun {
-            self.on_accepted(job);
         }
     }
 
@@ -510,25 +482,7 @@ impl Consumer {
             .saturating_add(self.config.prefetch_multiplier.saturating_sub(1).saturating_mul(ready::STEP))
     }
 
-    /// How many more deliveries have to fit in before they are asked for, where nobody is idle meanwhile: half of what may
-    /// wait, and never so many that less waits than there are slots.
-    fn step(&self) -> u32 {
-        // What counts as held without running or waiting for a slot is not known to end.
-        let plain = self.etas == 0 && self.limited == 0 && self.desk.unsettled() == 0;
-        if !plain || self.config.disable_prefetch || self.pool.loop_slots() > 0 {
-            return 1;
-        }
-        let slots = u32::try_from(self.pool.capacity()).unwrap_or(u32::MAX);
-        let waiting = self.prefetch.saturating_sub(slots.saturating_mul(2));
-        waiting.min(self.prefetch / 2).max(1)
-    }
-
     fn tell_prefetch(&mut self) {
-        let step = self.step();
-        if step != self.told_step {
-            self.told_step = step;
-            self.link.send(Command::Step(step));
-        }
         let jobs = self.jobs.on_loops();
         let held = self.ready.len(Lane::Loop) + jobs.unsettled;
         let (most, depth) = (self.most_on_loops(), self.loop_depth());
@@ -552,10 +506,6 @@ impl Consumer {
     /// Gives ready requests to idle slots.
     fn pump(&mut self) {
         self.pump_calls();
-        // Whoever is idle takes what lies ready for another.
-        if self.ready.len(Lane::Slot) == 0 && self.has_room(Lane::Slot) {
-            self.take_back(TakeBack::Ahead);
-        }
         for lane in Lane::ALL {
             self.pump_lane(lane);
         }
@@ -569,22 +519,9 @@ impl Consumer {
         }
     }
 
-    /// Whether a job may be given to a slot that is busy with a short one. Not where what waits is of more interest than
-    /// speed: to an autoscaler, or to calls of the app's own, which wait for an idle slot.
-    fn may_lead(&self) -> bool {
-        !self.config.disable_prefetch
-            && self.autoscaler.is_none()
-            && self.desk.claims() == 0
-            && self.pool.may_lead()
-    }
-
     fn pump_lane(&mut self, lane: Lane) {
         let tells = self.tells_tasks();
-        while self.unwritten < MOST_UNWRITTEN && self.ready.len(lane) > 0 {
-            let ahead = !self.has_room(lane);
-            if ahead && !(lane == Lane::Slot && self.may_lead()) {
-                break;
-            }
+        while self.has_room(lane) && self.unwritten < MOST_UNWRITTEN {
             let Some(request) = self.ready.pop(lane) else { break };
             if !self.link.holds(request.handle.tag()) {
                 // The broker took it back while it waited here; it will come again.
@@ -598,12 +535,7 @@ impl Consumer {
                 continue;
             }
             let id = self.jobs.next_id();
-            if self.look_at.is_none() {
-                self.look_wait = LOOK.0;
-                self.look_at = Some(Instant::now() + LOOK.0);
-            }
             let submitted = match lane {
-                Lane::Slot if ahead => self.pool.submit_ahead(request.job(id, tells)),
                 Lane::Slot => self.pool.submit(request.job(id, tells)),
                 Lane::Loop => self.pool.submit_to_loop(request.job(id, tells)),
             };

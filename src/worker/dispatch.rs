@@ -96,7 +96,6 @@ pub fn dispatch(mut delivery: Delivery, rules: &Rules) -> Verdict {
                 eta,
                 expires,
                 bounced: false,
-                counted: false,
                 ticket: None,
                 series: None,
             })),

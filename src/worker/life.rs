@@ -9,7 +9,7 @@ use super::hooks::Notice;
 use super::request::Request;
 use super::shutdown::{Cause, Phase, Said};
 use crate::broker::{Command, Settlement};
-use crate::pool::{JobId, TakeBack};
+use crate::pool::JobId;
 
 /// How long killed children may take at a cold stop, with their account; longer than the pool waits before it kills.
 const COLD_PATIENCE: Duration = Duration::from_secs(8);
@@ -56,7 +56,6 @@ impl Consumer {
     /// Stops fetching and puts everything that has not started back where it came from, in order.
     fn give_back(&mut self) {
         self.link.send(Command::Pause);
-        self.take_back(TakeBack::Everything);
         let mut unstarted: Vec<Request> = self.ready.drain();
         for waiting in self.waiting.drain() {
             match waiting {

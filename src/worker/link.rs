@@ -167,17 +167,14 @@ impl Link {
     pub(super) fn send(&mut self, command: Command) {
         match &command {
             Command::Prefetch(count) => self.consume.prefetch = *count,
-            Command::Step(count) => self.consume.step = *count,
             Command::Cancel(name) => self.consume.queues.retain(|queue| queue.name != *name),
             Command::Pause => self.consume.paused = true,
             Command::Resume => self.consume.paused = false,
             _ => {}
         }
         // A session that is not up yet is told these by `Consume`.
-        let told_anyway = matches!(
-            command,
-            Command::Prefetch(_) | Command::Step(_) | Command::Cancel(_) | Command::Pause | Command::Resume
-        );
+        let told_anyway =
+            matches!(command, Command::Prefetch(_) | Command::Cancel(_) | Command::Pause | Command::Resume);
         if self.is_up() || !told_anyway {
             self.outbox.push_back(command);
         }

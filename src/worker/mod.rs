@@ -98,7 +98,6 @@ pub async fn run(config: Config, parts: Parts) -> Result<Exit, Error> {
         node: config.hostname.clone(),
         queues: config.queues.clone(),
         prefetch: config.prefetch(),
-        step: 1,
         paused: false,
         control: config.control.clone(),
         held: Default::default(),

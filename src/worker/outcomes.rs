@@ -13,7 +13,7 @@ use super::shutdown::{Cause, Phase};
 use super::told::{self, TaskEvent};
 use super::watch;
 use crate::broker::{Delivery, Handle, Settlement};
-use crate::pool::{self, Interrupt, JobId, Outcome, StoreId, TakeBack};
+use crate::pool::{self, Interrupt, JobId, Outcome, StoreId};
 use crate::protocol::Message;
 
 /// Pool events taken in one turn before the broker is told of them.
@@ -57,7 +57,6 @@ impl Consumer {
             pool::Event::Store { job, record, confirm } => self.on_write(job, confirm, What::Record(record)),
             pool::Event::Part { job, part, confirm } => self.on_write(job, confirm, What::Part(part)),
             pool::Event::Publish { job, publication, confirm } => self.on_publish(job, publication, confirm),
-            pool::Event::Returned { job } => self.on_returned(job),
             pool::Event::Ended { job, outcome } => self.on_ended(job, outcome),
             pool::Event::Gone(why) => self.counts.child_ended(why),
             pool::Event::Broken(reason) => {
@@ -88,7 +87,7 @@ impl Consumer {
         self.write(write);
     }
 
-    pub(super) fn on_accepted(&mut self, id: JobId) {
+    fn on_accepted(&mut self, id: JobId) {
         if let Some(job) = self.jobs.get(id) {
             let line = || format!("Task accepted: {} pid:{}", job.request.human(), job.pid);
             self.log_about(&job.request, 10, line);
@@ -103,23 +102,6 @@ impl Consumer {
         }
         if let Some(uuid) = told {
             self.tell_task(&uuid, true, &[TaskEvent::Started {}]);
-        }
-    }
-
-    /// No child has begun the job: it waits again, before all others.
-    pub(super) fn on_returned(&mut self, id: JobId) {
-        let Some(Running { request, .. }) = self.jobs.remove(id) else { return };
-        if self.shutdown.phase > Phase::Running {
-            self.link.settle(request.handle.settle(Settlement::GiveBack));
-        } else {
-            self.ready.push_front(Request { counted: true, ..request });
-        }
-    }
-
-    /// Has what no child has begun wait again, in its order.
-    pub(super) fn take_back(&mut self, which: TakeBack) {
-        for id in self.pool.take_back(which).into_iter().rev() {
-            self.on_returned(id);
         }
     }
 
@@ -150,7 +132,7 @@ impl Consumer {
             // As in 5.7: a job that its child never began goes to another child. Once: a body that kills whoever
             // decodes it is lost at the second.
             if let Some(job) = self.jobs.remove(id) {
-                self.ready.push_front(Request { bounced: true, counted: true, ..job.request });
+                self.ready.push_front(Request { bounced: true, ..job.request });
             }
             return;
         }

@@ -29,8 +29,6 @@ pub struct Request {
     pub expires: Option<f64>,
     /// A child died before it accepted the job; the next time the job is lost.
     pub bounced: bool,
-    /// It was given to a child before: it counts as started already.
-    pub counted: bool,
     /// Its number in the books of [`super::hosting`], where Python has an object for it.
     pub ticket: Option<Ticket>,
     /// Where it is counted; none before its task is known.
@@ -50,7 +48,6 @@ impl Request {
             eta: None,
             expires: None,
             bounced: false,
-            counted: false,
             ticket: None,
             series: None,
         }

@@ -89,7 +89,7 @@ impl Consumer {
 
     /// A child was given the task. One that bounced was counted before.
     pub(super) fn count_start(&mut self, request: &Request) {
-        if request.counted {
+        if request.bounced {
             return;
         }
         let sent = sent_at(&request.headers, &request.message);

@@ -36,7 +36,6 @@ async fn monitor(broker: &MemoryBroker) -> Client {
     queue.bindings[0].exchange.kind = "topic".to_owned();
     queue.bindings[0].routing_key = "#".to_owned();
     let consume = Consume {
-        step: 1,
         node: "monitor".to_owned(),
         queues: vec![queue],
         prefetch: 0,

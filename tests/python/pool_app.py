@@ -10,7 +10,6 @@ import os
 import pickle
 import random
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,12 +98,6 @@ def make(**settings: Any) -> Celery:
             time.sleep(600)
         finally:
             Path(path).write_text("finally")
-
-    @app.task(shared=False, name="stores_in_a_thread", bind=True)
-    def stores_in_a_thread(self: Any) -> None:
-        """Its thread waits for the supervisor longer than the task does."""
-        uuid = self.request.id
-        threading.Thread(target=lambda: app.backend.store_result(uuid, 1, "PROGRESS"), daemon=True).start()
 
     @app.task(shared=False, name="at_exit")
     def at_exit(path: str) -> None:

@@ -78,11 +78,8 @@ class Child:
     frames: list[tuple[Any, ...]] = field(default_factory=list)
     buffer: bytes = b""
 
-    #: Where jobs are written to.
-    tray: socket.socket | None = None
-
-    def write(self, payload: bytes, link: socket.socket | None = None) -> None:
-        (link or self.link).sendall(struct.pack("<I", len(payload)) + payload)
+    def write(self, payload: bytes) -> None:
+        self.link.sendall(struct.pack("<I", len(payload)) + payload)
 
     def run(
         self,
@@ -110,8 +107,7 @@ class Child:
             + b"".join(map(_packed, (task, uuid, json.dumps(head), json.dumps(props), exchange, routing_key, "q")))
             + struct.pack("<B", 0)
             + b"".join(map(_packed, (body, content_type, content_encoding)))
-            + struct.pack("<BBB", acks_early, MESSAGE, _hints(head)),
-            self.tray,
+            + struct.pack("<BBB", acks_early, MESSAGE, _hints(head))
         )
 
     def stop(self) -> None:
@@ -220,18 +216,16 @@ class Supervisor:
             known, child, _, value = zygote.RECORD.unpack(data)
             self.reports.append((known, child, value))
 
-    def request_fork(self, index: int = 0, more: tuple[int, ...] = ()) -> tuple[int, socket.socket]:
+    def request_fork(self, index: int = 0) -> tuple[int, socket.socket]:
         self.numbers += 1
         ours, theirs = socket.socketpair()
-        given = [theirs.fileno(), *more]
-        socket.send_fds(self.control, [zygote.RECORD.pack(zygote.FORK, self.numbers, index, 0)], given)
+        socket.send_fds(self.control, [zygote.RECORD.pack(zygote.FORK, self.numbers, index, 0)], [theirs.fileno()])
         theirs.close()
         return self.numbers, ours
 
-    def fork(self, index: int = 0, more: tuple[int, ...] = ()) -> Child:
-        """A child that is up. `more`: a slate, a file in which it notes what it begins, and a tray, a socket of packets
-        from which it takes jobs."""
-        number, ours = self.request_fork(index, more)
+    def fork(self, index: int = 0) -> Child:
+        """A child that is up."""
+        number, ours = self.request_fork(index)
         child = Child(self.report(zygote.FORKED, number), ours)
         child.number = number  # type: ignore[attr-defined]
         assert child.frame() == ("up", child.pid)

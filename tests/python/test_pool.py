@@ -8,8 +8,6 @@ import json
 import os
 import pickle
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -68,65 +66,6 @@ def test_a_task_is_accepted_and_its_result_comes_back_as_text(supervisor: Superv
     child.run(1, "add", 1, 2)
     assert child.frame() == ("accepted", 1)
     assert child.outcome()[:3] == (1, "success", "3")
-
-
-def test_a_child_that_has_a_slate_notes_there_what_it_begins_and_says_nothing(supervisor: Supervisor) -> None:
-    slate = os.memfd_create("slate")
-    child = supervisor.fork(more=(slate,))
-    child.run(7, "sleep", 0.3)
-    until(lambda: os.pread(slate, 8, 0) == struct.pack("<Q", 7))
-    assert child.frame()[:2] == ("ended", 7)
-    child.run(8, "add", 1, 2, body=b"no JSON")
-    assert child.frame()[:3] == ("ended", 8, "undecodable")
-    assert os.pread(slate, 8, 0) == struct.pack("<Q", 7), "what cannot be decoded has not begun"
-    os.close(slate)
-
-
-@pytest.fixture
-def served(supervisor: Supervisor) -> Iterator[tuple[Supervisor, Any]]:
-    """A child that takes its jobs from a tray."""
-    slate = os.memfd_create("slate")
-    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with near, far:
-        child = supervisor.fork(more=(slate, far.fileno()))
-        child.tray = near
-        yield supervisor, child
-    os.close(slate)
-
-
-def test_jobs_that_lie_ready_run_in_order_and_others_come_over_the_socket(served: tuple[Supervisor, Any]) -> None:
-    supervisor, child = served
-    for number in range(1, 6):
-        child.run(number, "add", number, 0)
-    assert [child.outcome()[0] for _ in range(5)] == [1, 2, 3, 4, 5]
-    child.tray = None
-    child.run(6, "add", 1, 2)
-    assert child.outcome()[2] == "3", "what is too long for the tray comes over the socket"
-    child.stop()
-    assert supervisor.exit_code(child) == 0
-
-
-def test_a_thread_of_a_task_may_wait_for_its_store_while_jobs_come(tmp_path: Path) -> None:
-    # It reads the socket meanwhile, and the lane must not lose what comes over it.
-    slate = os.memfd_create("slate")
-    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    settings = {"result_backend": "redis://localhost:1/0"}
-    app = pool_app.make(**settings)
-    app.finalize()
-    with near, far, Supervisor(zygote.Plan(app, "celery@test", native_results=True)) as supervisor:
-        child = supervisor.fork(more=(slate, far.fileno()))
-        child.tray = near
-        child.run(1, "stores_in_a_thread")
-        # In whichever order: the task's own result, its end, and what its thread waits for.
-        frames = [child.frame() for _ in range(3)]
-        [serial] = [frame[2] for frame in frames if frame[0] == "store" and frame[3]["state"] == "PROGRESS"]
-        assert [frame[:2] for frame in frames if frame[0] == "ended"] == [("ended", 1)]
-        child.run(2, "add", 1, 2)
-        assert child.outcome()[0] == 2
-        child.stored(serial)
-        child.stop()
-        assert supervisor.exit_code(child) == 0
-    os.close(slate)
 
 
 def test_a_late_ack_task_is_not_announced(supervisor: Supervisor) -> None:

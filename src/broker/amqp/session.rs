@@ -10,7 +10,6 @@ use futures_util::{Stream, StreamExt};
 use lapin::options::{BasicAckOptions, BasicRejectOptions};
 use lapin::{Channel, Consumer};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
 
 use super::address::Address;
 use super::connect::Link;
@@ -22,7 +21,6 @@ use super::sides::{Overheard, Sides};
 use super::{message, topology};
 use crate::broker::topology::Queue;
 use crate::broker::{self, Command, Delivery, Event, Handle, Publication, Settlement, Tag};
-use crate::clock::sleep_until;
 use crate::error::BrokerError;
 use crate::protocol::DeliveryInfo;
 
@@ -36,9 +34,6 @@ const COMMAND_BATCH: usize = 256;
 /// The low bits of a tag are the broker's number of the delivery, the others the session's: 10^12 deliveries
 /// in a session, 16 million sessions.
 const DELIVERY_BITS: u32 = 40;
-
-/// How long an acknowledgement may wait for company.
-const TELL: Duration = Duration::from_millis(1);
 
 type Sending = Pin<Box<dyn Future<Output = lapin::Result<()>> + Send>>;
 
@@ -72,15 +67,7 @@ enum End {
 /// Runs the session to its end.
 pub(super) async fn run(live: Live) {
     let mut broken = Box::pin(live.link.connection.events_listener());
-    let state = State {
-        ledger: Ledger::default(),
-        done: Vec::new(),
-        tell_by: None,
-        step: 1,
-        sending: FuturesUnordered::new(),
-        paused: false,
-        live,
-    };
+    let state = State { ledger: Ledger::default(), sending: FuturesUnordered::new(), paused: false, live };
     state.run(&mut broken).await;
 }
 
@@ -91,17 +78,12 @@ enum Woken {
     Control(Option<lapin::Result<lapin::message::Delivery>>),
     Side(Overheard),
     Sent(lapin::Result<()>),
-    Late,
     Connection(Option<lapin::Event>),
 }
 
 struct State {
     live: Live,
     ledger: Ledger,
-    /// Acknowledgements that wait for company, until when, and how many are enough.
-    done: Vec<(Tag, Settlement)>,
-    tell_by: Option<Instant>,
-    step: usize,
     /// Settlements that wait for the socket.
     sending: FuturesUnordered<Sending>,
     paused: bool,
@@ -130,7 +112,6 @@ impl State {
         }
         let mut batch = Vec::new();
         loop {
-            let tell_by = self.tell_by;
             let live = &mut self.live;
             // No bias: neither commands nor deliveries may starve the other.
             let woken = tokio::select! {
@@ -156,7 +137,6 @@ impl State {
                     }
                 } => Woken::Side(heard),
                 Some(sent) = self.sending.next() => Woken::Sent(sent),
-                () = sleep_until(tell_by) => Woken::Late,
                 event = broken.next() => Woken::Connection(event),
             };
             let outcome = match woken {
@@ -166,10 +146,6 @@ impl State {
                 Woken::Control(heard) => self.control(heard),
                 Woken::Side(heard) => self.side(heard),
                 Woken::Sent(Ok(())) => Ok(()),
-                Woken::Late => {
-                    self.tell();
-                    Ok(())
-                }
                 Woken::Sent(Err(error)) => Err(self.lost(Fault::from(error))),
                 Woken::Connection(event) => self.connection(event),
             };
@@ -271,19 +247,21 @@ impl State {
     }
 
     async fn commands(&mut self, commands: Vec<Command>) -> Result<(), End> {
+        let mut settlements: Vec<(Tag, Settlement)> = Vec::new();
         let last = commands.iter().rposition(|command| matches!(command, Command::Prefetch(_)));
         for (index, command) in commands.into_iter().enumerate() {
             match command {
                 // Only the last one counts: a request each would be a round trip each.
                 Command::Prefetch(_) if Some(index) != last => {}
-                command => {
-                    if !matches!(command, Command::Settle(_) | Command::Step(_)) {
-                        self.tell();
-                    }
-                    self.command(command).await?;
+                Command::Settle(batch) if settlements.is_empty() => settlements = batch,
+                Command::Settle(batch) => settlements.extend(batch),
+                other => {
+                    self.settle(std::mem::take(&mut settlements));
+                    self.command(other).await?;
                 }
             }
         }
+        self.settle(settlements);
         if !self.paused && self.live.consumers.misfit() {
             self.ask("basic.consume", async |live| live.consumers.fit().await).await?;
         }
@@ -293,8 +271,7 @@ impl State {
     async fn command(&mut self, command: Command) -> Result<(), End> {
         let live = &mut self.live;
         match command {
-            Command::Settle(batch) => self.gather(batch),
-            Command::Step(count) => self.step = count as usize,
+            Command::Settle(batch) => self.settle(batch),
             Command::Prefetch(_) if self.paused => {}
             Command::Prefetch(count) => {
                 self.ask("basic.qos", async |live| live.consumers.limit(count).await).await?;
@@ -385,23 +362,6 @@ impl State {
         answer.unwrap_or(Err(Fault::Silent(what))).map_err(|fault| End::Lost(self.live.address.lost(fault)))
     }
 
-    /// Keeps acknowledgements until they are worth a frame, or for a moment; anything else is told at once.
-    fn gather(&mut self, batch: Vec<(Tag, Settlement)>) {
-        let urgent = batch.iter().any(|(_, settlement)| *settlement != Settlement::Ack);
-        self.done.extend(batch);
-        if urgent || self.done.len() >= self.step {
-            self.tell();
-        } else {
-            self.tell_by.get_or_insert_with(|| Instant::now() + TELL);
-        }
-    }
-
-    fn tell(&mut self) {
-        self.tell_by = None;
-        let done = std::mem::take(&mut self.done);
-        self.settle(done);
-    }
-
     fn settle(&mut self, batch: Vec<(Tag, Settlement)>) {
         if batch.is_empty() {
             return;
@@ -455,7 +415,6 @@ impl State {
     /// Takes leave in order: nothing new, all settlements and publications out, then the connection. The broker
     /// requeues what is still unsettled when the connection closes.
     async fn close(mut self) {
-        self.tell();
         let outcome: Result<(), Fault> = async {
             self.live.consumers.cancel_all().await?;
             while let Some(sent) = self.sending.next().await {

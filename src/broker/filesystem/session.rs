@@ -191,7 +191,6 @@ impl Consumer {
             }
             Command::Unpark(tags) => self.unparked.extend(tags),
             Command::Prefetch(count) => self.prefetch = count as usize,
-            Command::Step(_) => {}
             Command::Consume(queue, answer) => {
                 if !self.queues.contains(&queue.name) {
                     self.declare(&queue)?;

@@ -190,7 +190,6 @@ impl Broker for RedisBroker {
             Live::new(link.clone(), dialer, Arc::clone(&shared), session, pushes, tracking, events, commands);
         live.held = held;
         live.prefetch = consume.prefetch;
-        live.step = consume.step as usize;
         live.paused = consume.paused;
         live.remembrances = std::mem::take(&mut *shared.unremembered());
         let remembered = remember::recall(&link, &shared, began).await?;

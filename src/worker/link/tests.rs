@@ -62,7 +62,6 @@ fn link(remembers: bool, refusals: Vec<BrokerError>) -> (Link, mpsc::UnboundedRe
     )
     .unwrap();
     let consume = Consume {
-        step: 1,
         node: "celery@tests".to_owned(),
         queues: Vec::new(),
         prefetch: 4,

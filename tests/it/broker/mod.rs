@@ -54,7 +54,6 @@ pub(crate) trait Harness: Sized {
     /// What a worker consuming `queues` asks for.
     fn consume(&self, queues: &[&Queue], prefetch: u32) -> Consume {
         Consume {
-            step: 1,
             node: "celery@tests".to_owned(),
             queues: queues.iter().map(|queue| (*queue).clone()).collect(),
             prefetch,

@@ -1,6 +1,6 @@
 //! What is held is renewed, fenced, and parked.
 
-use celeriac::broker::{Command, Consume, Settlement};
+use celeriac::broker::{Command, Settlement};
 use redis::AsyncTypedCommands;
 use serde_json::json;
 
@@ -162,32 +162,4 @@ async fn a_parked_message_that_somebody_took_is_forgotten() {
     client.tell(Command::Unpark(vec![tag])).await;
     client.forgets(tag).await;
     client.close().await;
-}
-
-#[tokio::test]
-async fn room_for_less_than_a_step_is_used_and_what_is_settled_is_told_soon() {
-    let Some(mut stage) = Stage::start().await else { return };
-    let names: Vec<String> = (0..20).map(|number| format!("m{number}")).collect();
-    stage.send("q", &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
-    let steps = Consume { step: 4, ..consume(&["q"], 8) };
-    let mut client = Client::connect(&*stage.broker(json!({})), &steps).await;
-    let mut held = Vec::new();
-    for _ in 0..8 {
-        held.push(client.next().await);
-    }
-    client.settle(held.drain(..3), Settlement::Ack).await;
-    for _ in 0..3 {
-        held.push(client.next().await);
-    }
-    client.expect_quiet("there is no room").await;
-    assert_eq!(stage.waiting("q").await, 9);
-    assert_eq!(stage.unacked().await.len(), 8);
-    // There is nothing to come with it.
-    client.tell(Command::Pause).await;
-    client.settle(held.drain(..1), Settlement::Ack).await;
-    let redis = &stage.redis;
-    wait_until("the server is told", async || redis.clone().hlen("unacked").await.unwrap() == 7).await;
-    client.settle(held, Settlement::Ack).await;
-    client.close().await;
-    assert!(stage.unacked().await.is_empty());
 }

@@ -81,7 +81,6 @@ impl Stage {
 
 fn consume(queues: &[&str], prefetch: u32) -> Consume {
     Consume {
-        step: 1,
         node: "celery@tests".to_owned(),
         queues: queues.iter().map(|name| Queue::named(name)).collect(),
         prefetch,

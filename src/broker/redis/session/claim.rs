@@ -36,15 +36,9 @@ impl Live {
         }
     }
 
-    /// How many messages there is room for, while there may be some.
-    pub(super) fn could_take(&self) -> usize {
-        if self.ready && self.outbox.is_empty() { self.room() } else { 0 }
-    }
-
-    /// How many messages the next turn asks for. Less than a step's worth is asked for only after a moment.
+    /// How many messages the next turn asks for.
     pub(super) fn wanted(&self) -> usize {
-        let room = self.could_take();
-        if room < self.step.min(self.batch.size()) && !self.is_late() { 0 } else { room }
+        if self.ready && self.outbox.is_empty() { self.room() } else { 0 }
     }
 
     /// One turn: deletes what is settled and takes what there is room for.
@@ -71,7 +65,6 @@ impl Live {
             }
             let answer: Option<Vec<Value>> = self.link.eval(&TURN, &call).await?;
             self.settled.drain(..settled);
-            self.turn_by = None;
             let taken = answer.ok_or_else(|| self.declared_dead())?;
             if wanted > 0 {
                 let count = self.on_taken(tags, taken);
@@ -121,7 +114,7 @@ impl Live {
             Err(error) => {
                 tracing::error!(target: "celeriac.redis", %error, preview = restore::preview(item),
                     "Dropped an item of a queue that is no message.");
-                self.settle_soon(self.shared.field(self.session, tag));
+                self.settled.push(self.shared.field(self.session, tag));
             }
         }
     }

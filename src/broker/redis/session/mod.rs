@@ -26,9 +26,6 @@ use super::sweep::Findings;
 use crate::broker::{Command, Event, Publication, Remembrance, Settlement, Tag};
 use crate::error::BrokerError;
 
-/// How long what is settled, and room for less than a step's worth of messages, may wait for company.
-const PATIENCE: Duration = Duration::from_millis(1);
-
 pub(super) struct Live {
     link: Link,
     dialer: Dialer,
@@ -56,7 +53,6 @@ pub(super) struct Live {
     next_look: Instant,
 
     pub(super) prefetch: u32,
-    pub(super) step: usize,
     pub(super) paused: bool,
     pub(super) held: HashSet<Tag>,
     /// Events that the worker had no room for; nothing is taken before they are gone.
@@ -74,8 +70,6 @@ pub(super) struct Live {
     next_renewal: Instant,
 
     settled: Vec<String>,
-    /// When there is a turn at the latest, if there is something to be told or some room.
-    turn_by: Option<Instant>,
     given_back: Vec<(Tag, String)>,
     requeued: Vec<String>,
     parks: Vec<(Tag, f64)>,
@@ -130,7 +124,6 @@ impl Live {
             sides: Vec::new(),
             next_look: now,
             prefetch: 0,
-            step: 1,
             paused: false,
             held: HashSet::new(),
             outbox: VecDeque::new(),
@@ -143,7 +136,6 @@ impl Live {
             next_beat: now,
             next_renewal: now,
             settled: Vec::new(),
-            turn_by: None,
             given_back: Vec::new(),
             requeued: Vec::new(),
             parks: Vec::new(),
@@ -191,16 +183,11 @@ impl Live {
                 self.on_broadcast(&channel, payload);
             }
             self.carry_out().await?;
-            if self.turn_by.is_none() && self.could_take() > 0 {
-                self.turn_by = Some(Instant::now() + PATIENCE);
-            }
             if let Some(answer) = self.closing.take() {
                 self.close().await?;
                 return Ok(answer);
             }
-            if self.is_due() {
-                self.claim().await?;
-            }
+            self.claim().await?;
             self.tell_published();
             if self.listens_to_lists() && Instant::now() >= self.next_look {
                 self.look().await?;
@@ -212,21 +199,10 @@ impl Live {
     }
 
     fn has_work(&self) -> bool {
-        self.closing.is_some() || self.is_due() || Instant::now() >= self.next_beat
-    }
-
-    /// Whether it is time for a turn: there is room for messages, or what is settled has waited long enough. Who waits for
-    /// a publication waits for what was settled before it, too.
-    fn is_due(&self) -> bool {
-        self.wanted() > 0
-            || self.settled.len() >= CLAIM
-            || (!self.settled.is_empty() && !self.published.is_empty())
-            || self.is_late()
-    }
-
-    /// Whether what there is to do has waited for company long enough.
-    pub(super) fn is_late(&self) -> bool {
-        self.turn_by.is_some_and(|by| by <= Instant::now())
+        self.closing.is_some()
+            || !self.settled.is_empty()
+            || self.wanted() > 0
+            || Instant::now() >= self.next_beat
     }
 
     async fn wait(&mut self) -> Result<(), BrokerError> {
@@ -246,7 +222,6 @@ impl Live {
             }
             Some((channel, payload)) = self.pushes.broadcasts.recv() => self.on_broadcast(&channel, payload),
             () = tokio::time::sleep_until(self.next_beat) => {}
-            () = tokio::time::sleep_until(self.turn_by.unwrap_or(self.next_beat)) => {}
             () = tokio::time::sleep_until(self.next_look), if listens => {}
             () = self.again.notified() => self.next_beat = Instant::now(),
             () = self.pushes.lost.cancelled() => return Err(self.link.gone("the server closed the connection")),
@@ -290,7 +265,6 @@ impl Live {
                     .extend(tags.into_iter().filter(|tag| parked.remove(tag) && unparking.insert(*tag)));
             }
             Command::Prefetch(count) => self.prefetch = count,
-            Command::Step(count) => self.step = count as usize,
             Command::Pause => self.paused = true,
             Command::Resume => self.paused = false,
             Command::Remember(remembrance) => self.remembrances.push(remembrance),
@@ -319,15 +293,10 @@ impl Live {
             return;
         };
         match settlement {
-            Settlement::Ack | Settlement::Reject => self.settle_soon(field),
+            Settlement::Ack | Settlement::Reject => self.settled.push(field),
             Settlement::Requeue => self.requeued.push(field),
             Settlement::GiveBack => self.given_back.push((tag, field)),
         }
-    }
-
-    pub(super) fn settle_soon(&mut self, field: String) {
-        self.settled.push(field);
-        self.turn_by.get_or_insert_with(|| Instant::now() + PATIENCE);
     }
 
     /// Everything gathered but acknowledgements, which travel with the next claim.
