@@ -8,7 +8,7 @@ import sys
 import time
 
 import psutil
-from common import ROOT, redis, stage
+from common import APPS, redis, stage
 
 
 def run(server, folder, naps, spins):
@@ -25,7 +25,7 @@ def run(server, folder, naps, spins):
                     spun.add(here.app.send_task("spin", (0.05,), producer=producer).id)
         worker = here.worker(
             "-l", "ERROR", app="app", concurrency=2, ready=False,
-            env={"PYTHONPATH": f"{ROOT}/benches:{ROOT}/tests/python/apps"},
+            env=APPS,
         )  # fmt: skip
         began, ended = None, {}
         while len(ended) < 2:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+#: Where workers find `app.py`, and what it imports.
+APPS = {"PYTHONPATH": f"{ROOT}/benches:{ROOT}/tests/python/apps"}
 sys.path.insert(0, str(ROOT / "tests" / "python"))
 
 from support.servers import Redis  # noqa: E402

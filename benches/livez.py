@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from common import ROOT, quantiles, redis, stage
+from common import APPS, quantiles, redis, stage
 from support.servers import free_port
 from support.waiting import until
 
@@ -30,7 +30,7 @@ def run(requests, burners):
     with redis() as (server, folder), stage("celeriac", server, folder, "disabled://") as here:
         here.worker(
             "--http", f"127.0.0.1:{port}", app="app", concurrency=2,
-            env={"PYTHONPATH": f"{ROOT}/benches:{ROOT}/tests/python/apps"},
+            env=APPS,
         )  # fmt: skip
         for _ in range(2):
             here.send("burn")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from common import ROOT, redis
+from common import APPS, redis
 from support.worker import COMMANDS
 
 
@@ -32,7 +32,7 @@ def run(rounds):
     with redis() as (server, _):
         conf = {"broker_url": server.url, "result_backend": server.url, "broker_connection_retry_on_startup": True}
         env = os.environ | {
-            "PYTHONPATH": f"{ROOT}/benches:{ROOT}/tests/python/apps", "PYTHONUNBUFFERED": "1", "C_FORCE_ROOT": "1",
+            **APPS, "PYTHONUNBUFFERED": "1", "C_FORCE_ROOT": "1",
             "APP_CONF": json.dumps(conf),
         }  # fmt: skip
         for number in range(rounds):

@@ -77,8 +77,8 @@
 //! looked up by attribute, so that integrations that replace it work.
 //!
 //! Plain tasks are traced by ours (python/celeriac/tracer.py): most of what an empty task costs a child is Celery's
-//! tracer, and a request that nobody looks at. Ours makes one when it is asked for and does what Celery's does for a task that succeeds,
-//! no more. Anything else it does not imitate: it runs Celery's tracer on what the task has returned or raised already,
+//! tracer, and a request that nobody looks at. Ours makes one when it is asked for and does what Celery's does for a
+//! task that succeeds, no more. Anything else it does not imitate: it runs Celery's tracer on what the task has returned or raised already,
 //! which plays the function's part (`_core.replay`) without a line in the traceback.
 //!
 //! # Pools of greenlets

@@ -173,29 +173,20 @@ class Writer:
         content_encoding: str = "utf-8",
     ) -> None:
         """Has a document written; raises what Celery would when that fails and somebody waits for it."""
-        error = self.pipe.store(
-            self.job.number,
-            task_id,
-            # `update_state(meta=...)` stores none.
-            str(state),
-            document,
-            key,
-            expires,
-            content_type,
-            content_encoding,
-            wait=self.observable(task_id, state, request),
-        )
-        if error is not None:
-            raise BackendStoreError(error, state=state, task_id=task_id)
+        # `update_state(meta=...)` stores no state.
+        waits = self.observable(task_id, state, request)
+        self._write(task_id, str(state), document, key, expires, content_type, content_encoding, waits)
 
     def put(self, task_id: str, document: bytes, key: str, expires: float | None, task: Any) -> None:
         """Has the document of a plain task's success written (`celeriac.tracer`)."""
         waits = self.foreign_loader or watched(signals.task_postrun, task) or watched(signals.task_success, task)
-        error = self.pipe.store(
-            self.job.number, task_id, states.SUCCESS, document, key, expires, "application/json", "utf-8", wait=waits
-        )
+        self._write(task_id, states.SUCCESS, document, key, expires, "application/json", "utf-8", waits)
+
+    def _write(self, task_id: str, state: str, *what: Any) -> None:
+        *document, waits = what
+        error = self.pipe.store(self.job.number, task_id, state, *document, wait=waits)
         if error is not None:
-            raise BackendStoreError(error, state=states.SUCCESS, task_id=task_id)
+            raise BackendStoreError(error, state=state, task_id=task_id)
 
     def observable(self, task_id: str, state: str, request: Any) -> bool:
         """Whether anybody could see that the result is not written yet.

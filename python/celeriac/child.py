@@ -299,7 +299,7 @@ class Lane:
         except KeyError:
             pipe.malformed(number, f"task {name!r} is not registered in the child")
             return None
-        if self.continuations and (embed.get("chain") or embed.get("callbacks") or embed.get("chord")):
+        if self.continuations and any(map(embed.get, tracer.FOLLOWING)):
             self.continuations.prepare(embed)
         self.complete(request, args, kwargs, embed)
         return Started(number, task, uuid, args, kwargs, request, acks_early, task.__trace__)
