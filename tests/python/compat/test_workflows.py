@@ -267,11 +267,10 @@ def told(stage, name):
 
 def play(table, rung):
     def scenario(stage):
-        # One child: the last member of a chord to end is the parent of its body.
+        # Before there is a worker: what its tasks send comes after all of it, however quick it is. And one child: the
+        # last member of a chord to end is the parent of its body.
+        sent = {name: build(Kit(stage, name)).apply_async() for name, build in table.items()}
         worker = stage.worker(app="semantics", env={"CELERIAC_CONTINUATIONS": rung})
-        sent = {}
-        for name, build in table.items():
-            sent[name] = build(Kit(stage, name)).apply_async()
         # Late acks: what is not settled may still send something.
         stage.wait_empty(timeout=60)
         found = {name: {"tree": tree(result), "ran": told(stage, name)} for name, result in sent.items()}
