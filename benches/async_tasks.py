@@ -29,6 +29,7 @@ def run(server, folder, naps, spins):
         )  # fmt: skip
         began, ended = None, {}
         while len(ended) < 2:
+            assert worker.process.poll() is None, worker.describe()
             keys = [key.decode().removeprefix("celery-task-meta-") for key in client.keys("celery-task-meta-*")]
             now = time.monotonic()
             if keys and began is None:

@@ -1,10 +1,18 @@
-"""`--http`: what `/livez`, `/readyz` and `/metrics` say of a worker."""
+"""`--http`: what `/livez`, `/readyz` and `/metrics` say of a worker.
+
+OUTAGE=30       seconds that the broker stays away (default: no longer than it takes to be noticed)
+"""
+
+import os
+import time
 
 import pytest
 from support.command import complaint, run
 from support.http import Listener
 from support.servers import Redis, free_port
 from support.waiting import until
+
+OUTAGE = float(os.environ.get("OUTAGE", "0"))
 
 
 @pytest.fixture
@@ -152,6 +160,10 @@ def test_readiness_goes_and_comes_with_the_broker_and_liveness_stays(stage_on, l
         until(lambda: readiness(200), worker.describe)
         broker.stop()
         until(lambda: readiness(503), worker.describe)
+        end = time.monotonic() + OUTAGE
+        while time.monotonic() < end:
+            assert readiness(503)
+            time.sleep(0.1)
         assert listener.ask("/readyz")[1] == f"not connected to the broker redis://:**@127.0.0.1:{broker.port}/0\n"
         assert listener.sums().get(("celeriac_broker_up",)) is None
         broker.start()
